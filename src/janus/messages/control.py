@@ -1,0 +1,305 @@
+"""The control messages, one frozen struct each.
+
+The wire form is a msgpack map whose key ``type`` names the message. Unknown fields are refused: both sides of a link
+run the same protocol version, which the handshake has checked.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Role: TypeAlias = Literal["controller", "gateway", "attention", "expert", "tool"]
+ROLES: tuple[Role, ...] = ("controller", "gateway", "attention", "expert", "tool")
+
+#: Why a handshake is refused; stable words that tools may match.
+RefusalCode: TypeAlias = Literal[
+    "wrong_secret", "wrong_protocol", "wrong_model", "wrong_dtype", "wrong_role", "duplicate_instance", "draining"
+]
+
+#: ``joining``: registered, not yet able to serve. ``draining``: finishes what it has, takes nothing new.
+InstanceState: TypeAlias = Literal["joining", "ready", "draining", "failed"]
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base: keyword-only, immutable, strict."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who one end of a link is. ``incarnation`` is random per process start, so a restart is never mistaken."""
+
+    protocol: int
+    role: Role
+    instance: str
+    node: str
+    incarnation: str
+    #: ``Checkpoint.fingerprint``; empty where a role has no model (controller, tools).
+    fingerprint: str = ""
+    #: ``float32`` or ``bfloat16``; empty where a role has no model.
+    dtype: str = ""
+
+
+# -- handshake: see janus.transport.handshake ---------------------------------------------------------------------
+
+
+class Hello(_Message, tag="hello"):
+    """Connecting side, first: who it is, and a nonce for the other side to prove the secret over."""
+
+    identity: Identity
+    nonce: bytes
+
+
+class Challenge(_Message, tag="challenge"):
+    """Listening side: who it is, its own nonce, and its proof of the secret over both nonces and identities."""
+
+    identity: Identity
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(_Message, tag="proof"):
+    """Connecting side: its proof of the secret over both nonces and identities."""
+
+    proof: bytes
+
+
+class Welcome(_Message, tag="welcome"):
+    """Listening side: the link is up. ``credits``: frames that the peer may send before it must wait."""
+
+    credits: int
+
+
+class Refused(_Message, tag="refused"):
+    """Either side: the link will not come up, and why."""
+
+    code: RefusalCode
+    problem: str
+
+
+# -- membership: every instance <-> placement-controller -----------------------------------------------------------
+
+
+class Register(_Message, tag="register"):
+    """An instance offers itself. Sent after every (re)connect to the controller."""
+
+    host: str
+    port: int
+    pid: int
+    #: Expert instances: replicas that fit per MoE layer. 0 for other roles.
+    slots: int = 0
+    #: Expert instances: the epoch whose replicas are loaded, 0 for none (a controller that restarts asks no reload).
+    loaded_epoch: int = 0
+    #: HTTP port of /health and /metrics, 0 for none.
+    ops_port: int = 0
+
+
+class Registered(_Message, tag="registered"):
+    """The controller's answer. Heartbeats are expected every ``heartbeat_s`` seconds from now on."""
+
+    heartbeat_s: float
+
+
+class Heartbeat(_Message, tag="heartbeat"):
+    """Instance -> controller, every ``heartbeat_s``: its state and load, as ``janus status`` shows them."""
+
+    state: InstanceState
+    #: Why it is not ready, or degraded, in words; empty when all is well.
+    reason: str = ""
+    #: Names of instances that it should be linked to and is not.
+    unreachable: list[str] = msgspec.field(default_factory=list)
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    loaded_epoch: int = 0
+    #: Expert instances: dispatches and rows served so far. Attention instances: steps and tokens so far.
+    steps: int = 0
+    tokens: int = 0
+    rss_bytes: int = 0
+    #: Attention instances: activated experts in the last step, ``{expert instance: [count per MoE layer]}``.
+    activated: dict[str, list[int]] = msgspec.field(default_factory=dict)
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One registered instance, as the controller knows it."""
+
+    role: Role
+    instance: str
+    node: str
+    host: str
+    port: int
+    incarnation: str
+    state: InstanceState
+    slots: int = 0
+    ops_port: int = 0
+
+
+class PlacementTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The wire form of ``janus.core.placement.Placement``: which logical expert sits in which slot."""
+
+    epoch: int
+    num_experts: int
+    instances: list[str]
+    #: ``slots[layer][instance][slot]`` = logical expert id, -1 for an empty slot; one row per MoE layer, in order.
+    slots: list[list[list[int]]]
+
+
+class ClusterView(_Message, tag="cluster_view"):
+    """Controller -> every instance, on every change: who is there, who is missing, and the placement in force."""
+
+    version: int
+    members: list[Member]
+    #: Instances that the controller expects and that have not registered, by name.
+    missing: list[str]
+    #: The epoch in force; ``None`` until every expert has a loaded replica.
+    placement: PlacementTable | None
+
+
+class LoadPlacement(_Message, tag="load_placement"):
+    """Controller -> expert instance: load your slots of this table, keep what older epochs need, then report."""
+
+    table: PlacementTable
+
+
+class PlacementLoaded(_Message, tag="placement_loaded"):
+    """Expert instance -> controller: every replica of ``epoch`` that concerns me is in memory (or ``error``)."""
+
+    epoch: int
+    replicas: int
+    bytes_read: int
+    seconds: float
+    error: str = ""
+
+
+class Leave(_Message, tag="leave"):
+    """Instance -> controller: I drain; send me nothing new."""
+
+    reason: str
+
+
+class Fatal(_Message, tag="fatal"):
+    """Controller -> instance: you cannot be part of this cluster; stop and show ``problem`` to the user."""
+
+    problem: str
+
+
+# -- requests: gateway <-> attention instance ----------------------------------------------------------------------
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are chosen. Ranges are checked once, in ``janus.core.sampling.validate``."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    #: 0 = off.
+    top_k: int = 0
+    min_p: float = 0.0
+    #: With a seed, the tokens depend on prompt, parameters and seed alone, not on batch, server or time.
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = msgspec.field(default_factory=list)
+    #: ``None`` = none wanted; n = the chosen token's and the n most likely ones' log-probabilities.
+    logprobs: int | None = None
+
+
+class Submit(_Message, tag="submit"):
+    """Gateway -> attention instance: generate. ``emitted_ids`` is non-empty when the request resumes elsewhere."""
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    emitted_ids: list[int] = msgspec.field(default_factory=list)
+
+
+class Cancel(_Message, tag="cancel"):
+    """Gateway -> attention instance: forget the request. No answer; late tokens are dropped by the gateway."""
+
+    request_id: str
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Natural-log probabilities of one position, from the unmodified distribution (before temperature, penalties)."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """News of one request. Exactly one delta with ``finish_reason`` ends it."""
+
+    request_id: str
+    #: Position of the first of ``token_ids`` in the output, counted from 0 over all attempts.
+    index: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    #: The stop token that ended it, when one did.
+    stop_token_id: int | None = None
+    #: With ``finish_reason == "error"``: an HTTP status, a stable code and a sentence for the client.
+    status: int = 0
+    code: str = ""
+    problem: str = ""
+    retry_after_s: float | None = None
+
+
+class Tokens(_Message, tag="tokens"):
+    """Attention instance -> gateway: all news of one step, in one message."""
+
+    deltas: list[TokenDelta]
+
+
+# -- errors that answer a frame ------------------------------------------------------------------------------------
+
+
+class DispatchRejected(_Message, tag="dispatch_rejected"):
+    """Expert instance -> attention instance, instead of a combine frame with the same request id."""
+
+    code: Literal["replica_missing", "bad_frame", "draining", "internal"]
+    problem: str
+
+
+# -- tools ---------------------------------------------------------------------------------------------------------
+
+
+class StatusRequest(_Message, tag="status_request"):
+    """Tool -> controller: everything that ``janus status`` shows."""
+
+
+class StatusReport(_Message, tag="status_report"):
+    """Controller -> tool. ``heartbeats``: the last one of each instance, with its age in seconds."""
+
+    view: ClusterView
+    heartbeats: dict[str, Heartbeat]
+    heartbeat_age_s: dict[str, float]
+    started_s: float
+
+
+Message: TypeAlias = (
+    Hello
+    | Challenge
+    | Proof
+    | Welcome
+    | Refused
+    | Register
+    | Registered
+    | Heartbeat
+    | ClusterView
+    | LoadPlacement
+    | PlacementLoaded
+    | Leave
+    | Fatal
+    | Submit
+    | Cancel
+    | Tokens
+    | DispatchRejected
+    | StatusRequest
+    | StatusReport
+)
