@@ -19,7 +19,7 @@ Header (little endian)::
     48      4     seq          number of this frame on its link, modulo 2**32
     52      4     ack          frames taken by the sender of this frame so far (returns credits)
     56      4     deadline_ms  how long the sender will wait for the answer, 0 for no answer
-    60      4     reserved     0
+    60      4     elapsed_us   microseconds the instance took to compute the answer (combine), else 0
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Header:
     seq: int = 0
     ack: int = 0
     deadline_ms: int = 0
+    elapsed_us: int = 0
 
 
 def pack_into(buffer: bytearray | memoryview, header: Header) -> None:
@@ -93,7 +94,7 @@ def pack_into(buffer: bytearray | memoryview, header: Header) -> None:
         header.seq,
         header.ack,
         header.deadline_ms,
-        0,
+        header.elapsed_us,
     )
 
 
@@ -129,6 +130,7 @@ def unpack(buffer: bytes | bytearray | memoryview, *, max_payload: int = MAX_PAY
         seq=rest[10],
         ack=rest[11],
         deadline_ms=rest[12],
+        elapsed_us=rest[13],
     )
     if header.payload_len > max_payload:
         raise ValueError(f"payload of {header.payload_len} bytes exceeds the limit of {max_payload}")
