@@ -1,0 +1,154 @@
+"""The typer commands of all executables, built from the options' fields; and how their errors are shown.
+
+A service's ``__main__`` is one call::
+
+    def main() -> None:
+        run_service(ExpertOptions, serve, prog="janus-expert-server", help="Holds experts ...")
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+import janus
+from janus.config.fields import OptionField, option_fields
+from janus.config.sources import SERVICES, resolve
+from janus.errors import JanusError
+
+T = TypeVar("T")
+#: What a command returns becomes the exit status; ``None`` is 0.
+Command = Callable[[T], "int | None"]
+
+EXIT_USAGE = 2
+
+
+def run_service(cls: type[T], run: Command[T], *, prog: str, help: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Parse the command line of one service, run it, and exit with its status.
+
+    A wrong option ends with one line ``error: field: problem; remedy`` and status 2, never with a traceback; so does a
+    JanusError that ``run`` raises, with status 1.
+    """
+    app = typer.Typer(name=prog, add_completion=False, rich_markup_mode="rich", no_args_is_help=False)
+    app.command(help=help, epilog=_epilog(cls))(options_command(cls, run, version=True))
+    run_app(app, prog=prog, args=args)
+
+
+def options_command(cls: type[T], run: Command[T], *, version: bool = False) -> Callable[..., int | None]:
+    """Return a function for ``app.command()`` that resolves the options of ``cls`` and calls ``run`` with them."""
+    hidden: frozenset[str] = getattr(cls, "HIDDEN", frozenset())
+    items = [item for item in option_fields(cls) if item.name not in hidden]
+
+    def command(**given: Any) -> int | None:
+        config = given.pop("config")
+        given.pop("version", None)
+        return run(resolve(cls, cli=given, environ=os.environ, config=Path(config) if config else None))
+
+    parameters = [_parameter(item) for item in items]
+    parameters.append(_keyword("config", str | None, "--config", metavar="FILE.toml", help=_CONFIG_HELP))
+    if version:
+        parameters.append(_keyword("version", bool, "--version", help="Show the version.", callback=_show_version))
+    signature = inspect.Signature(parameters, return_annotation=int)
+    command.__signature__ = signature  # type: ignore[attr-defined]  # typer reads it
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def run_app(app: typer.Typer, *, prog: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a typer application, show errors as one line, and exit."""
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(args=args, prog_name=prog, standalone_mode=False)
+    except JanusError as error:
+        _fail(str(error), EXIT_USAGE if type(error).__name__ == "ConfigError" else 1)
+    except typer.Abort:
+        _fail("interrupted", 130)
+    except Exception as error:
+        # Usage errors of the option parser; which module they come from depends on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(_usage_problem(error, prog), EXIT_USAGE)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+_CONFIG_HELP = (
+    "TOML file with options in the tables common, gateway, attention, expert, controller, up. (default: none)"
+)
+
+
+def _parameter(item: OptionField) -> inspect.Parameter:
+    info = item.info
+    about = [info.unit] if info.unit and item.metavar != info.unit.upper() else []
+    about.append(_default_text(item))
+    flags = f"{item.flag}/--no-{item.flag[2:]}" if item.is_bool else item.flag
+    return _keyword(
+        item.name,
+        bool | None if item.is_bool else str | None,
+        flags,
+        help=f"{info.help} ({'; '.join(about)})",
+        metavar=None if item.is_bool else item.metavar,
+        rich_help_panel=info.panel,
+    )
+
+
+def _keyword(name: str, annotation: Any, *flags: str, **settings: Any) -> inspect.Parameter:
+    settings.setdefault("show_default", False)
+    if name == "version":
+        settings["is_eager"] = True
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if annotation is bool else None,
+        annotation=Annotated[annotation, typer.Option(*flags, **settings)],
+    )
+
+
+def _default_text(item: OptionField) -> str:
+    if item.required:
+        return "required"
+    default = item.default
+    if item.is_bool:
+        default = "on" if default else "off"
+    text = item.info.default_text or (f"{default:g}" if isinstance(default, float) else str(default)) or "none"
+    return text if text == "required" else f"default: {text}"
+
+
+def _epilog(cls: type) -> str:
+    service = next(name for name, known in SERVICES.items() if known is cls).upper()
+    return (
+        f"Every option can also come from the environment as JANUS_{service}_<OPTION> or from the file of --config; "
+        "the command line decides before the environment, and the environment before the file."
+    )
+
+
+def _usage_problem(error: Any, prog: str) -> str:
+    """``field: problem; remedy`` of a usage error of click, whichever module it comes from."""
+    remedy = f"see {prog} --help"
+    option_name = getattr(error, "option_name", None)
+    if option_name is None:
+        return f"{error.format_message().rstrip('.')}; {remedy}"
+    near = getattr(error, "possibilities", None) or difflib.get_close_matches(option_name, _flags(error.ctx))
+    problem = "is no option" if type(error).__name__ == "NoSuchOption" else "is used wrongly"
+    return f"{option_name}: {problem}; " + (f"did you mean {near[0]}?" if near else remedy)
+
+
+def _flags(ctx: Any) -> list[str]:
+    return [flag for parameter in ctx.command.params for flag in parameter.opts] if ctx is not None else []
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"janus {janus.__version__}")
+        raise typer.Exit
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

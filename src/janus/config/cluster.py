@@ -1,0 +1,64 @@
+"""The options of ``janus up``, which starts every service of a cluster on this machine."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from janus.config.fields import check_ranges, option
+from janus.config.options import Device, DType, LogFormat, LogLevel, Transport
+from janus.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_OPS, _COMPUTE = "Operation", "Model and compute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """``janus up``: how many instances of what, and where."""
+
+    SERVICE: ClassVar[str] = "up"
+
+    model: Path = option(help="Model directory in Hugging Face format (Qwen3-MoE).", panel=_COMPUTE)
+    attention: int = option(1, help="Attention instances (m).", unit="instances", minimum=1, maximum=256)
+    experts: int = option(
+        2, help="Expert instances (n); not used with --monolithic.", unit="instances", minimum=1, maximum=1024
+    )
+    port: int = option(
+        8000, help="Port of the HTTP endpoint.", unit="port", default_text="8000; 0 = any", minimum=0, maximum=65535
+    )
+    host: str = option("127.0.0.1", help="Address that the HTTP endpoint listens on; 0.0.0.0 for all.", unit="address")
+    monolithic: bool = option(
+        False, help="Run the experts inside the attention instances: the same engine without the exchange."
+    )
+    dtype: DType = option("float32", help="Type of weights, KV cache and activations.", panel=_COMPUTE)
+    device: Device = option("auto", help="Where to compute; auto takes a GPU when there is one.", panel=_COMPUTE)
+    threads: int = option(
+        0,
+        help="CPU threads of each attention and expert instance.",
+        unit="threads",
+        default_text="0 = the cores, shared out",
+        minimum=0,
+        panel=_COMPUTE,
+    )
+    transport: Transport = option("ucx", help="How instances talk; tcp is for diagnosis.", panel=_OPS)
+    name: str = option("default", help="Name of the cluster, for status, down and chat.", panel=_OPS)
+    restart: Literal["on-failure", "never"] = option(
+        "on-failure", help="What to do about an instance that died while the cluster serves.", panel=_OPS
+    )
+    start_timeout_s: float = option(
+        120.0, help="How long the cluster may take to become ready.", unit="seconds", minimum=1, panel=_OPS
+    )
+    drain_timeout_s: float = option(
+        10.0, help="How long requests in flight may take to finish on Ctrl-C.", unit="seconds", minimum=0, panel=_OPS
+    )
+    verbose: bool = option(False, help="Show the instances' logs here too; they are always in files.", panel=_OPS)
+    log_level: LogLevel = option("info", help="Least severe event that is logged.", panel=_OPS)
+    log_format: LogFormat = option("console", help="Form of the log lines.", panel=_OPS)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError("--name", f"{self.name!r} cannot name a file", "use letters, digits, '.', '_' and '-'")

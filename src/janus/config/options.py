@@ -1,0 +1,266 @@
+"""The options of the four services. Field names carry the unit; the help of each is the documentation."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias
+
+from janus.config.fields import check_ranges, option
+from janus.errors import ConfigError
+from janus.messages.control import Role
+
+DType: TypeAlias = Literal["float32", "bfloat16"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Transport: TypeAlias = Literal["ucx", "tcp"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["console", "json"]
+
+_NET, _LOG, _COMPUTE, _PROCESS = "Network", "Logs", "Model and compute", "Process"
+_MIN_SECRET = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonOptions:
+    """What every service takes."""
+
+    controller: str = option(
+        "",
+        help="Where the placement-controller listens. Start order does not matter.",
+        unit="host:port",
+        default_text="required",
+        panel=_NET,
+    )
+    host: str = option("127.0.0.1", help="Address that other instances reach this one at.", unit="address", panel=_NET)
+    port: int = option(
+        0, help="UCX port.", unit="port", default_text="0 = any free one", minimum=0, maximum=65535, panel=_NET
+    )
+    ops_port: int = option(
+        0,
+        help="HTTP port of /health, /live, /ready and /metrics.",
+        unit="port",
+        default_text="0 = any free one; -1 = none",
+        minimum=-1,
+        maximum=65535,
+        panel=_NET,
+    )
+    transport: Transport = option(
+        "ucx", help="How instances talk. tcp needs no UCX and is for diagnosis; all instances use the same.", panel=_NET
+    )
+    secret: str = option(
+        "",
+        help="File with the cluster secret, which every instance must prove. Or set JANUS_SECRET.",
+        secret=True,
+        default_text="required",
+        panel=_NET,
+    )
+    node: str = option(
+        factory=socket.gethostname,
+        help="Host group of this instance; instances with the same one share a machine.",
+        default_text="host name",
+        panel=_PROCESS,
+    )
+    name: str = option(
+        "", help="Name of this instance, unique in the cluster.", default_text="ROLE-NODE-PID", panel=_PROCESS
+    )
+    drain_timeout_s: float = option(
+        10.0,
+        help="After SIGTERM, how long requests in flight may take to finish.",
+        unit="seconds",
+        minimum=0,
+        panel=_PROCESS,
+    )
+    parent_pid: int = option(
+        0, help="Exit when this process is gone.", unit="pid", default_text="0 = none", minimum=0, panel=_PROCESS
+    )
+    log_level: LogLevel = option("info", help="Least severe event that is logged.", panel=_LOG)
+    log_format: LogFormat = option("console", help="Form of the log lines on stderr.", panel=_LOG)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.controller:
+            split_address("--controller", self.controller)
+        if not self.host:
+            raise ConfigError("--host", "is empty", "give the address that the other instances reach, e.g. 127.0.0.1")
+        if self.secret and len(self.secret) < _MIN_SECRET:
+            raise ConfigError(
+                "--secret-file", f"the secret is shorter than {_MIN_SECRET} characters", "use a longer, random one"
+            )
+
+    @property
+    def controller_address(self) -> tuple[str, int]:
+        """``(host, port)`` of the placement-controller."""
+        return split_address("--controller", self.controller)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """Base of the services' options: fills the instance's name in, and demands what every service needs."""
+
+    #: The role in messages, and the word in ``JANUS_<SERVICE>_<OPTION>`` and in the TOML section.
+    SERVICE: ClassVar[Role]
+
+    common: CommonOptions
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        common = self.common
+        if not common.controller and self.SERVICE != "controller":
+            raise ConfigError("--controller", "is not given", "pass --controller HOST:PORT of the placement-controller")
+        if not common.secret:
+            raise ConfigError(
+                "--secret-file", "no cluster secret is given", "pass --secret-file PATH or set JANUS_SECRET"
+            )
+        if not common.name:
+            name = f"{self.SERVICE}-{common.node}-{os.getpid()}"
+            object.__setattr__(self, "common", replace(common, name=name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions(ServiceOptions):
+    """``janus-gateway``: the OpenAI-compatible HTTP endpoint."""
+
+    SERVICE: ClassVar[Role] = "gateway"
+
+    model: Path = option(
+        help="Model directory in Hugging Face format; only config and tokenizer are read.", panel=_COMPUTE
+    )
+    http_host: str = option("127.0.0.1", help="Address that the HTTP endpoint listens on.", unit="address")
+    http_port: int = option(
+        8000, help="Port of the HTTP endpoint.", unit="port", default_text="8000; 0 = any", minimum=0, maximum=65535
+    )
+    api_key: str = option(
+        "",
+        help="File with the key that clients must send as a bearer token. Or set JANUS_GATEWAY_API_KEY.",
+        secret=True,
+        default_text="no key needed",
+    )
+    served_model_name: str = option("", help="Name that clients ask for.", default_text="the model directory's name")
+    max_queue: int = option(
+        256, help="Requests that may be in flight or queued; one more is answered 429.", unit="requests", minimum=1
+    )
+    max_outstanding_tokens: int = option(
+        262_144,
+        help="Prompt and output tokens that admitted requests may still need, over all of them; above it 429.",
+        unit="tokens",
+        minimum=1,
+    )
+    max_body_bytes: int = option(4 << 20, help="Largest HTTP body.", unit="bytes", default_text="4MiB", minimum=1024)
+    request_timeout_s: float = option(
+        600.0, help="Longest time that one request may take.", unit="seconds", minimum=0.001
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionOptions(ServiceOptions):
+    """``janus-attention-server``: attention layers, router, KV cache, requests."""
+
+    SERVICE: ClassVar[Role] = "attention"
+
+    model: Path = option(help="Model directory in Hugging Face format.", panel=_COMPUTE)
+    dtype: DType = option("float32", help="Type of weights, KV cache and activations.", panel=_COMPUTE)
+    device: Device = option("auto", help="Where to compute; auto takes a GPU when there is one.", panel=_COMPUTE)
+    threads: int = option(
+        0, help="CPU threads of the model.", unit="threads", default_text="0 = all cores", minimum=0, panel=_COMPUTE
+    )
+    experts: Literal["remote", "local"] = option(
+        "remote", help="remote: on expert-servers; local: in this process (monolithic).", panel=_COMPUTE
+    )
+    max_running: int = option(64, help="Sequences that may be generated at the same time.", unit="sequences", minimum=1)
+    token_budget: int = option(
+        512, help="Tokens in one step; longer prompts are prefilled in chunks.", unit="tokens", minimum=1
+    )
+    kv_cache_bytes: int = option(
+        1 << 30, help="Memory for the KV cache.", unit="bytes", default_text="1GiB", minimum=4096
+    )
+    kv_blocks: int = option(
+        0, help="Blocks in the KV cache, instead of --kv-cache.", unit="blocks", default_text="0 = by size", minimum=0
+    )
+    block_size: int = option(16, help="Tokens in one KV block.", unit="tokens", minimum=1, maximum=1024)
+    max_model_len: int = option(
+        0, help="Longest prompt plus output.", unit="tokens", default_text="0 = the model's limit", minimum=0
+    )
+    dispatch_timeout_s: float = option(
+        5.0, help="How long experts may take for one layer before they count as lost.", unit="seconds", minimum=0.001
+    )
+    recovery_timeout_s: float = option(
+        10.0,
+        help="How long requests wait for lost experts to come back before they are refused (503).",
+        unit="seconds",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        ServiceOptions.__post_init__(self)  # super() has no class cell under slots=True
+        if self.token_budget < self.max_running:
+            raise ConfigError(
+                "--token-budget",
+                f"{self.token_budget} is less than --max-running {self.max_running}",
+                "every running sequence needs one token per step; raise it or lower --max-running",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertOptions(ServiceOptions):
+    """``janus-expert-server``: experts, and nothing else."""
+
+    SERVICE: ClassVar[Role] = "expert"
+
+    model: Path = option(
+        help="Model directory in Hugging Face format; only this instance's experts are read.", panel=_COMPUTE
+    )
+    dtype: DType = option(
+        "float32", help="Type of weights and activations; the same on every instance.", panel=_COMPUTE
+    )
+    device: Device = option("auto", help="Where to compute; auto takes a GPU when there is one.", panel=_COMPUTE)
+    threads: int = option(
+        0, help="CPU threads of the experts.", unit="threads", default_text="0 = all cores", minimum=0, panel=_COMPUTE
+    )
+    slots: int = option(
+        0,
+        help="Experts that this instance can hold per MoE layer.",
+        unit="slots",
+        default_text="0 = an even share, chosen by the controller",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerOptions(ServiceOptions):
+    """``janus-placement-controller``: registry and placement, never on the token path."""
+
+    SERVICE: ClassVar[Role] = "controller"
+    #: It is the controller; there is none to connect to.
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"controller"})
+
+    model: Path = option(help="Model directory in Hugging Face format; only config.json is read.", panel=_COMPUTE)
+    expect_attention: int = option(
+        1, help="Attention instances to wait for, and to name when missing.", unit="instances", minimum=0
+    )
+    expect_experts: int = option(
+        1, help="Expert instances to wait for before the first placement.", unit="instances", minimum=0
+    )
+    expect_gateways: int = option(
+        1, help="Gateways to wait for, and to name when missing.", unit="instances", minimum=0
+    )
+    slots_per_instance: int = option(
+        0, help="Slots per expert instance and MoE layer.", unit="slots", default_text="0 = an even share", minimum=0
+    )
+    heartbeat_s: float = option(
+        0.5, help="How often instances report; three missed reports mark one as failed.", unit="seconds", minimum=0.01
+    )
+
+
+def split_address(field: str, address: str) -> tuple[str, int]:
+    """Return ``(host, port)`` of ``"host:port"``; IPv6 addresses in brackets.
+
+    Raises:
+        ConfigError: not of that form, or the port is not in 1..65535.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(field, f"{address!r} is not HOST:PORT", "give host and port, e.g. 127.0.0.1:7700")
+    return host, int(port)
