@@ -1,0 +1,65 @@
+"""What every exchange offers to the step loop: ``dispatch`` posts and returns, ``combine`` waits and sums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Receipt(Protocol):
+    """One dispatch in flight. Opaque to the caller; carries the routing from ``dispatch`` to ``combine``."""
+
+    @property
+    def layer(self) -> int:
+        """The MoE layer, counted over MoE layers only."""
+
+
+class ExpertExchange(Protocol):
+    """One MoE layer's round trip to the experts.
+
+    Any number of receipts may be outstanding, so that a second micro-batch, or a shared expert, can compute meanwhile.
+    """
+
+    def ready(self) -> bool:
+        """Whether a dispatch posted now could reach every expert."""
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return as soon as ``ready()``.
+
+        Raises:
+            InstanceLost: not within ``timeout_s``; the error names what is missing.
+        """
+
+    def dispatch(
+        self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
+    ) -> Receipt:
+        """Send each row of ``x_TH`` to its experts, and return at once.
+
+        Args:
+            layer: MoE layer, counted over MoE layers only.
+            x_TH: activations, serving dtype; may be overwritten by the caller after the call.
+            topk_ids_TK: int32, logical expert ids, distinct within a row.
+            topk_weights_TK: float32 gate weights.
+
+        Raises:
+            InstanceLost: an instance that hosts a chosen expert is not linked.
+        """
+
+    async def combine(self, receipt: Receipt) -> torch.Tensor:
+        """Return y_TH, serving dtype: for each row, the sum over its experts of gate weight times output.
+
+        The order of summation is fixed by the placement, never by timing. A cancelled call leaves the receipt's
+        answers to be dropped on arrival.
+
+        Raises:
+            InstanceLost: an instance died or did not answer within the dispatch deadline.
+            ReplicaMissing: an instance does not hold what the placement says; plan again with a newer epoch.
+        """
+
+    def activated(self) -> dict[str, list[int]]:
+        """Experts that the last dispatch of each MoE layer activated, per instance: ``{instance: [count per layer]}``."""
+
+    async def close(self) -> None:
+        """Fail what is outstanding and release the links."""

@@ -1,0 +1,99 @@
+"""The payload of dispatch and combine frames: sections that start on 64-byte boundaries, seen as tensors, not copied.
+
+    dispatch   x [rows, H] wire dtype | slots [rows, K] int32 | weights [rows, K] float32
+    combine    y [rows, H] wire dtype
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from janus.transport.frame import DTYPES
+
+if TYPE_CHECKING:
+    from janus.transport.frame import Header
+
+ALIGNMENT = 64
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_CODES = {TORCH_DTYPES[name]: code for code, name in enumerate(DTYPES) if name}
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """Return the header's code of a wire dtype; KeyError for one that does not travel."""
+    return _CODES[dtype]
+
+
+def dtype_of(code: int) -> torch.dtype:
+    """Return the torch dtype of a header's code; KeyError for 0."""
+    return TORCH_DTYPES[DTYPES[code]]
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchLayout:
+    """Where the sections of a dispatch payload of this shape are, in bytes."""
+
+    rows: int
+    hidden: int
+    top_k: int
+    dtype: torch.dtype
+
+    @property
+    def slots_at(self) -> int:
+        return _aligned(self.rows * self.hidden * self.dtype.itemsize)
+
+    @property
+    def weights_at(self) -> int:
+        return self.slots_at + _aligned(self.rows * self.top_k * 4)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights_at + self.rows * self.top_k * 4
+
+    def views(
+        self, payload: npt.NDArray[np.uint8]
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Return x [rows, H], slots [rows, K], weights [rows, K] as views of ``payload`` (uint8, >= nbytes)."""
+        table_bytes = self.rows * self.top_k * 4
+        x = matrix(payload, self.rows, self.hidden, self.dtype)
+        slots = payload[self.slots_at : self.slots_at + table_bytes].view(np.int32)
+        weights = payload[self.weights_at : self.weights_at + table_bytes].view(np.float32)
+        return x, slots.reshape(self.rows, self.top_k), weights.reshape(self.rows, self.top_k)
+
+
+def matrix(payload: npt.NDArray[np.uint8], rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the first ``rows * cols`` elements of ``payload`` as a [rows, cols] tensor that shares its memory."""
+    flat = torch.from_numpy(payload[: rows * cols * dtype.itemsize])
+    return flat.view(dtype).view(rows, cols)
+
+
+def check_dispatch(header: Header, *, hidden: int, dtype: torch.dtype, num_layers: int) -> DispatchLayout:
+    """Return the layout of a received dispatch frame.
+
+    Raises:
+        ValueError: the header does not describe a dispatch for this model; the message names the field.
+    """
+    if header.cols != hidden:
+        raise ValueError(f"dispatch has {header.cols} columns, the model's hidden size is {hidden}")
+    if header.dtype != dtype_code(dtype):
+        raise ValueError(f"dispatch is {DTYPES[header.dtype] or 'untyped'}, this instance serves {dtype}")
+    if header.layer >= num_layers:
+        raise ValueError(f"dispatch is for MoE layer {header.layer}, the model has {num_layers}")
+    if header.rows < 1 or header.top_k < 1:
+        raise ValueError(f"dispatch has {header.rows} rows and {header.top_k} choices per row; both must be positive")
+    layout = DispatchLayout(header.rows, hidden, header.top_k, dtype)
+    if header.payload_len != layout.nbytes:
+        raise ValueError(f"dispatch payload has {header.payload_len} bytes, its header describes {layout.nbytes}")
+    return layout

@@ -1,0 +1,110 @@
+"""HTTP servers that live inside a service's control loop: the operations endpoint, and the base of the gateway's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from janus.errors import ConfigError
+from janus.runtime.health import Health
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the service owns the signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """One ASGI application on one port, started and stopped by its owner."""
+
+    def __init__(self, app: Any, *, host: str, port: int, field: str) -> None:
+        """``field`` is the option that a user would change when the port is taken."""
+        self._socket = _bind(host, port, field)
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            backlog=2048,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve from now on."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name=f"http[{self.port}]")
+
+    async def close(self) -> None:
+        """Stop taking connections, give open ones a moment, then close them."""
+        self._server.should_exit = True
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._socket.close()
+
+
+def _bind(host: str, port: int, field: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            field, f"cannot listen on {host}:{port} ({error.strerror})", "choose another port, or 0 for any free one"
+        ) from error
+    return listener
+
+
+def ops_app(
+    health: Health,
+    registry: CollectorRegistry,
+    *,
+    status: Callable[[], dict[str, Any]] | None = None,
+    refresh: Callable[[], None] | None = None,
+) -> Starlette:
+    """``/live``, ``/ready``, ``/health``, ``/metrics``, and ``/status`` for tools.
+
+    ``refresh`` is called before metrics are written, to copy gauges in that are cheaper to read than to keep.
+    """
+
+    async def live(_: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def report(_: Request) -> Response:
+        return JSONResponse(health.report(), status_code=200 if health.serving else 503)
+
+    async def metrics(_: Request) -> Response:
+        if refresh is not None:
+            refresh()
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def show(_: Request) -> Response:
+        return JSONResponse(status() if status is not None else health.report())
+
+    return Starlette(
+        routes=[
+            Route("/live", live),
+            Route("/ready", report),
+            Route("/health", report),
+            Route("/metrics", metrics),
+            Route("/status", show),
+        ]
+    )
