@@ -1,0 +1,235 @@
+"""Which expert instance holds a replica of which expert: the placement, its tables, and the static one.
+
+The replica-count rule is the paper's (arXiv 2512.13525, appendix B): one replica for each expert, then always one more
+for the expert with the largest load per replica.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from janus.errors import ConfigError
+from janus.messages.control import PlacementTable
+
+#: ``[layer][instance][slot]`` = logical expert id, ``EMPTY`` for a slot without one.
+Slots = tuple[tuple[tuple[int, ...], ...], ...]
+EMPTY = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """An immutable replica table of all MoE layers. L layers, E experts, G instances, C slots per instance and layer.
+
+    A replica's physical id is ``instance_index * C + slot``. Replicas of an expert are numbered by slot, then by
+    instance: the first slots are dealt evenly, so that first replicas are spread. The numpy tables are read-only.
+
+    Raises:
+        ValueError: not rectangular, an expert without a replica or twice on an instance; names layer and expert.
+    """
+
+    epoch: int
+    num_experts: int
+    instances: tuple[str, ...]
+    slots: Slots
+    #: int32[L, G*C]: the logical expert in each slot, ``EMPTY`` where there is none.
+    phys_to_logical: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
+    #: int32[L, E, Rmax]: physical ids of each expert's replicas, padded with ``EMPTY``.
+    logical_to_phys: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
+    #: int32[L, E]: replicas of each expert.
+    replica_count: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        phys_to_logical = _checked(self)
+        counts, logical_to_phys = _invert(phys_to_logical, self.num_experts, self.slots_per_instance)
+        for name, table in (
+            ("phys_to_logical", phys_to_logical),
+            ("logical_to_phys", logical_to_phys),
+            ("replica_count", counts),
+        ):
+            table.setflags(write=False)
+            object.__setattr__(self, name, table)
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        return len(self.slots)
+
+    @property
+    def num_instances(self) -> int:
+        """Expert instances."""
+        return len(self.instances)
+
+    @property
+    def slots_per_instance(self) -> int:
+        """Slots that each instance has in each layer."""
+        return len(self.slots[0][0])
+
+    def hosts(self, layer: int, expert: int) -> tuple[int, ...]:
+        """Return the indices of the instances that hold ``expert`` of ``layer``, in ascending order."""
+        count = self.replica_count[layer, expert]
+        return tuple(sorted((self.logical_to_phys[layer, expert, :count] // self.slots_per_instance).tolist()))
+
+    def replicas(self, instance: str) -> tuple[tuple[int, ...], ...]:
+        """Return the experts that ``instance`` holds in each layer, ascending; all empty for an unknown instance."""
+        if instance not in self.instances:
+            return ((),) * self.num_layers
+        index = self.instances.index(instance)
+        return tuple(tuple(sorted(e for e in layer[index] if e != EMPTY)) for layer in self.slots)
+
+    def covered_by(self, instances: frozenset[str]) -> bool:
+        """Return whether ``instances`` alone hold at least one replica of every expert of every layer."""
+        columns = np.repeat([name in instances for name in self.instances], self.slots_per_instance)
+        wanted = np.arange(self.num_experts)
+        return all(bool(np.isin(wanted, layer[columns]).all()) for layer in self.phys_to_logical)
+
+    def to_table(self) -> PlacementTable:
+        """Return the wire form."""
+        return PlacementTable(
+            epoch=self.epoch,
+            num_experts=self.num_experts,
+            instances=list(self.instances),
+            slots=[[list(slots) for slots in layer] for layer in self.slots],
+        )
+
+    @classmethod
+    def from_table(cls, table: PlacementTable) -> Placement:
+        """Return the placement in ``table``.
+
+        Raises:
+            ValueError: as the class says; the table came from elsewhere and is not trusted.
+        """
+        return cls(
+            epoch=table.epoch,
+            num_experts=table.num_experts,
+            instances=tuple(table.instances),
+            slots=tuple(tuple(tuple(slots) for slots in layer) for layer in table.slots),
+        )
+
+
+def _checked(placement: Placement) -> npt.NDArray[np.int32]:
+    """Return ``phys_to_logical`` of a placement whose structure is right."""
+    epoch, experts, instances = placement.epoch, placement.num_experts, placement.instances
+    if epoch < 1 or experts < 1 or not instances or not placement.slots:
+        raise ValueError(f"placement: epoch {epoch}, {experts} experts, {len(instances)} instances; each must be >= 1")
+    if len(set(instances)) != len(instances) or not all(instances):
+        raise ValueError(f"placement: instance names must be different and not empty, these are {list(instances)}")
+    try:
+        slots = np.array(placement.slots, dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("placement: every layer must have the same instances and slots") from error
+    if slots.ndim != 3 or slots.shape[1] != len(instances) or slots.shape[2] < 1:
+        raise ValueError(f"placement: slots have the shape {slots.shape}, expected (layers, {len(instances)}, slots)")
+    if slots.min() < EMPTY or slots.max() >= experts:
+        layer = int(np.argwhere((slots < EMPTY) | (slots >= experts))[0][0])
+        raise ValueError(f"placement: layer {layer} has an expert outside 0..{experts - 1}")
+    ordered = np.sort(slots, axis=2)
+    for layer, instance, slot in np.argwhere((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] != EMPTY)):
+        expert = ordered[layer, instance, slot]
+        raise ValueError(f"placement: layer {layer} has expert {expert} twice on {instances[instance]}")
+    return slots.reshape(len(slots), -1).astype(np.int32)
+
+
+def _invert(
+    phys_to_logical: npt.NDArray[np.int32], num_experts: int, slots_per_instance: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return ``replica_count`` and ``logical_to_phys``."""
+    num_layers = len(phys_to_logical)
+    layers, phys = np.nonzero(phys_to_logical != EMPTY)
+    experts = phys_to_logical[layers, phys]
+    counts = np.zeros((num_layers, num_experts), dtype=np.int32)
+    np.add.at(counts, (layers, experts), 1)
+    if (counts == 0).any():
+        layer, expert = np.argwhere(counts == 0)[0]
+        raise ValueError(f"placement: layer {layer} has no replica of expert {expert}")
+    table = np.full((num_layers, num_experts, int(counts.max())), EMPTY, dtype=np.int32)
+    # Grouped by (layer, expert), a replica's number is its distance from the group's first entry.
+    order = np.lexsort((phys // slots_per_instance, phys % slots_per_instance, experts, layers))
+    layers, experts, phys = layers[order], experts[order], phys[order]
+    first = np.cumsum(counts) - counts.ravel()
+    number = np.arange(len(phys)) - first[layers * num_experts + experts]
+    table[layers, experts, number] = phys
+    return counts, table
+
+
+def static_placement(
+    *,
+    num_layers: int,
+    num_experts: int,
+    instances: tuple[str, ...],
+    slots_per_instance: int | None = None,
+    epoch: int = 1,
+    activations: npt.NDArray[np.float64] | None = None,
+) -> Placement:
+    """Return an even placement: experts dealt round-robin, spare slots filled with replicas of the busiest.
+
+    Layer ``l`` deals expert ``e`` to instance ``(e + l) % G``, so that what does not divide evenly is not always on the
+    same instances. Deterministic.
+
+    Args:
+        slots_per_instance: per MoE layer; ``ceil(E / G)`` unless given.
+        activations: float[L, E], how often each expert was activated; uniform unless given.
+
+    Raises:
+        ConfigError: there are fewer slots than experts.
+    """
+    if not instances:
+        raise ConfigError("experts", "there is no expert instance to place experts on", "start at least one")
+    total = len(instances)
+    slots = slots_per_instance if slots_per_instance is not None else -(-num_experts // total)
+    if total * slots < num_experts:
+        raise ConfigError(
+            "slots",
+            f"{total} expert instances with {slots} slots per layer hold {total * slots} experts, "
+            f"the model has {num_experts}",
+            f"give each at least {-(-num_experts // total)} slots, or start at least "
+            f"{-(-num_experts // max(slots, 1))} instances",
+        )
+    if activations is None:
+        activations = np.ones((num_layers, num_experts))
+    if activations.shape != (num_layers, num_experts) or not np.isfinite(activations).all() or activations.min() < 0:
+        raise ConfigError(
+            "activations",
+            f"has the shape {activations.shape}, or negative or non-finite counts",
+            f"give counts of the shape {(num_layers, num_experts)}",
+        )
+    table = tuple(_place_layer(layer, total, slots, counts) for layer, counts in enumerate(activations))
+    return Placement(epoch=epoch, num_experts=num_experts, instances=instances, slots=table)
+
+
+def _place_layer(
+    layer: int, num_instances: int, slots: int, counts: npt.NDArray[np.float64]
+) -> tuple[tuple[int, ...], ...]:
+    """Return ``[instance][slot]`` of one layer; ``counts`` float[E] is the load of each expert."""
+    num_experts = len(counts)
+    # An expert never seen still counts a little, so that replicas of such experts spread too.
+    weights = np.maximum(counts, max(float(counts.max()), 1.0) * 1e-9)
+    held: list[list[int]] = [[] for _ in range(num_instances)]
+    hosts = np.zeros((num_experts, num_instances), dtype=bool)
+    load = np.zeros(num_instances)
+    for expert in range(num_experts):
+        instance = (expert + layer) % num_instances
+        held[instance].append(expert)
+        hosts[expert, instance] = True
+        load[instance] += weights[expert]
+
+    full = np.array([len(experts) >= slots for experts in held])
+    heap = [(-float(weight), expert, 1) for expert, weight in enumerate(weights)]
+    heapq.heapify(heap)
+    while heap and not full.all():
+        _, expert, replicas = heapq.heappop(heap)
+        closed = full | hosts[expert]
+        if closed.all():
+            continue  # and for good: no instance gets a free slot or loses a replica here
+        # Its load is shared anew: every host has an equal part of it.
+        load[hosts[expert]] -= weights[expert] / replicas - weights[expert] / (replicas + 1)
+        instance = int(np.where(closed, np.inf, load).argmin())
+        load[instance] += weights[expert] / (replicas + 1)
+        held[instance].append(expert)
+        hosts[expert, instance] = True
+        full[instance] = len(held[instance]) >= slots
+        heapq.heappush(heap, (-float(weights[expert]) / (replicas + 1), expert, replicas + 1))
+    return tuple(tuple(experts + [EMPTY] * (slots - len(experts))) for experts in held)

@@ -1,0 +1,61 @@
+"""Which replica serves an activated expert: from the gate's logical ids to physical ones, per dispatch.
+
+A scheduler is a function; the attention instance is given one by name (``SCHEDULERS``). All of them are deterministic,
+so that instances which see the same routing decide alike without talking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from janus.core.placement import Placement
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """What one dispatch of T tokens with K experts each asks of G instances."""
+
+    #: int32[T, K]: physical replica ids, ``instance_index * C + slot``.
+    phys_ids: npt.NDArray[np.int32]
+    #: int32[G]: a_g, the distinct experts that this dispatch activates on each instance; a_max is its maximum.
+    load: npt.NDArray[np.int32]
+
+
+class Scheduler(Protocol):
+    """Picks a replica for every activated expert of one layer.
+
+    ``topk_ids`` int[T, K] are logical ids; ``load0`` int[G] is what each instance has queued already, zero unless
+    given. One expert has one replica within a dispatch, whatever the number of its tokens: the cost of an MoE layer is
+    the number of weights read, not the number of tokens (paper, section 2).
+    """
+
+    def __call__(
+        self,
+        topk_ids: npt.NDArray[np.integer[Any]],
+        placement: Placement,
+        layer: int,
+        load0: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> Assignment: ...
+
+
+def static(
+    topk_ids: npt.NDArray[np.integer[Any]],
+    placement: Placement,
+    layer: int,
+    load0: npt.NDArray[np.integer[Any]] | None = None,
+) -> Assignment:
+    """Always the first replica, whatever the load; a ``Scheduler``."""
+    first = placement.logical_to_phys[layer, :, 0]
+    flat = topk_ids.ravel()
+    active = np.bincount(flat, minlength=placement.num_experts).nonzero()[0]
+    hosts = first[active] // placement.slots_per_instance
+    load = np.bincount(hosts, minlength=placement.num_instances).astype(np.int32)
+    return Assignment(first[flat].reshape(topk_ids.shape), load)
+
+
+#: Schedulers by the name that the configuration uses.
+SCHEDULERS: dict[str, Scheduler] = {"static": static}
