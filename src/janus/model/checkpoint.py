@@ -1,0 +1,159 @@
+"""``Checkpoint``: a Hugging Face model directory, of which each role reads only its own tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from janus.errors import CheckpointError
+from janus.model.config import ModelConfig, read_json
+from janus.model.families import family_named
+from janus.model.families.base import Family, MlpSpec, TensorSpec
+from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+class Checkpoint:
+    """An open checkpoint. Names, shapes and dtypes of every tensor that serving needs are checked when it is opened.
+
+    Use ``Checkpoint.open``. ``bytes_read`` counts tensor bytes read from disk so far (headers not included).
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, files: dict[str, SafetensorsFile], fingerprint: str) -> None:
+        self.path = path
+        self.config = config
+        self.fingerprint = fingerprint
+        self.bytes_read = 0
+        self._files = files
+        self._where = {name: file for file in files.values() for name in file.tensors}
+        self._lock = threading.Lock()
+        self._family = family_named(config.family)
+        self._check()
+
+    @classmethod
+    def open(cls, path: str | Path, config: ModelConfig | None = None) -> Checkpoint:
+        """Open the checkpoint in directory ``path``; no tensor is read yet.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or no safetensors; a tensor is missing or has the wrong shape
+                or dtype.
+        """
+        directory = Path(path)
+        config = config or ModelConfig.load(directory)
+        names = _shard_names(directory)
+        files = {name: SafetensorsFile(directory / name) for name in names}
+        digest = hashlib.sha256((directory / "config.json").read_bytes())
+        for name in names:
+            digest.update(name.encode() + b"\0" + files[name].header)
+        checkpoint = cls(directory, config, files, digest.hexdigest())
+        _check_index(directory, checkpoint)
+        return checkpoint
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        for file in self._files.values():
+            file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Read one tensor, cast to ``dtype`` on ``device``. Raises CheckpointError if it is not there."""
+        return self._read(name, None).to(device=device, dtype=dtype)
+
+    def read_expert(self, layer: int, expert: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read one expert of (absolute) ``layer``, and nothing else, onto the CPU.
+
+        Returns:
+            gate_up [2 * I, H] (gate rows, then up rows) and down [H, I].
+        """
+        fused = self._family.fused_experts(self.config, layer)
+        if fused is not None and fused.gate_up.name in self:
+            return (self._read(fused.gate_up.name, expert).to(dtype), self._read(fused.down.name, expert).to(dtype))
+        spec = self._family.expert(self.config, layer, expert)
+        gate_up = torch.cat((self._read(spec.gate.name, None), self._read(spec.up.name, None)))
+        return gate_up.to(dtype), self._read(spec.down.name, None).to(dtype)
+
+    def _read(self, name: str, index: int | None) -> torch.Tensor:
+        file = self._where.get(name)
+        if file is None:
+            raise CheckpointError(str(self.path), f"tensor {name} is missing")
+        tensor = file.read(name, index)
+        with self._lock:
+            self.bytes_read += tensor.nbytes
+        return tensor
+
+    def _check(self) -> None:
+        for spec in _expected(self._family, self.config, self):
+            file = self._where.get(spec.name)
+            if file is None:
+                raise CheckpointError(str(self.path), f"tensor {spec.name} is missing")
+            entry = file.tensors[spec.name]
+            if entry.shape != spec.shape:
+                raise CheckpointError(
+                    f"{file.path}: {spec.name}",
+                    f"has shape {list(entry.shape)}, the config asks for {list(spec.shape)}",
+                )
+            if entry.dtype not in READABLE_DTYPES:
+                raise CheckpointError(
+                    f"{file.path}: {spec.name}",
+                    f"has dtype {entry.dtype}, which is not supported",
+                    f"supported: {', '.join(READABLE_DTYPES)}",
+                )
+
+
+def _expected(family: Family, config: ModelConfig, present: Checkpoint) -> Iterator[TensorSpec]:
+    model = family.model(config)
+    yield from (spec for spec in (model.embedding, model.final_norm, model.lm_head) if spec is not None)
+    for layer in range(config.num_layers):
+        attention = family.attention(config, layer)
+        values = (getattr(attention, item.name) for item in fields(attention))
+        yield from (value for value in values if value is not None)
+        if layer not in config.moe_index:
+            yield from _mlp_tensors(family.dense_mlp(config, layer))
+            continue
+        yield family.router(config, layer)
+        fused = family.fused_experts(config, layer)
+        if fused is not None and fused.gate_up.name in present:
+            yield from (fused.gate_up, fused.down)
+            continue
+        for expert in range(config.num_experts):
+            yield from _mlp_tensors(family.expert(config, layer, expert))
+
+
+def _mlp_tensors(spec: MlpSpec) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+    return spec.gate, spec.up, spec.down
+
+
+def _shard_names(directory: Path) -> list[str]:
+    """Names of the safetensors files, sorted: the index's where there is one, else the single file's."""
+    if not (directory / INDEX_NAME).exists():
+        if not (directory / SINGLE_NAME).exists():
+            raise CheckpointError(
+                str(directory), f"has neither {SINGLE_NAME} nor {INDEX_NAME}", "only safetensors weights are read"
+            )
+        return [SINGLE_NAME]
+    weight_map = read_json(directory / INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(str(directory / INDEX_NAME), "has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:  # an index must not lead out of the model directory
+            raise CheckpointError(str(directory / INDEX_NAME), f"names a file outside the directory: {name!r}")
+    return names
+
+
+def _check_index(directory: Path, checkpoint: Checkpoint) -> None:
+    """Refuse an index that promises a tensor which no shard holds: a sign of mixed downloads."""
+    if not (directory / INDEX_NAME).exists():
+        return
+    for name in read_json(directory / INDEX_NAME)["weight_map"]:
+        if name not in checkpoint:
+            raise CheckpointError(str(directory / INDEX_NAME), f"lists {name}, which is in no shard")

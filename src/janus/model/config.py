@@ -1,0 +1,99 @@
+"""``ModelConfig``: the shape of a model, parsed once from a Hugging Face ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from janus.errors import CheckpointError
+from janus.model.rope import RopeParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that the math, the KV cache and the placement need to know of a model. Sizes are element counts."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rope: RopeParameters
+    rms_norm_eps: float
+    attention_bias: bool
+    tie_word_embeddings: bool
+    num_experts: int
+    top_k: int
+    norm_topk_prob: bool
+    #: Width of one expert's hidden layer.
+    moe_intermediate_size: int
+    #: Width of the MLP of a layer without experts.
+    intermediate_size: int
+    #: ``moe_layers[i]`` is the index, among all layers, of the i-th MoE layer.
+    moe_layers: tuple[int, ...]
+    #: Ids that end a generation, from ``generation_config.json`` and ``config.json``.
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    #: The dtype that the checkpoint says it was saved in.
+    torch_dtype: str = "bfloat16"
+    #: Sampling defaults of ``generation_config.json``; a client's request overrides them.
+    generation_defaults: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def num_moe_layers(self) -> int:
+        """How many layers have experts."""
+        return len(self.moe_layers)
+
+    @cached_property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Indices of the layers whose MLP is dense (it runs on the attention side)."""
+        return tuple(layer for layer in range(self.num_layers) if layer not in self.moe_index)
+
+    @cached_property
+    def moe_index(self) -> Mapping[int, int]:
+        """Layer index -> MoE-layer index; dense layers are absent. The inverse of ``moe_layers``."""
+        return {layer: index for index, layer in enumerate(self.moe_layers)}
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies."""
+        return self.rope.theta
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelConfig:
+        """Parse ``path/config.json`` (and ``generation_config.json`` where there is one).
+
+        Raises:
+            CheckpointError: no such file, not JSON, an unsupported family or feature, or a value out of range.
+        """
+        from janus.model.families import family_of
+
+        directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(str(directory), "no such model directory", "pass a directory with a config.json")
+        raw = read_json(directory / "config.json")
+        generation_path = directory / "generation_config.json"
+        generation = read_json(generation_path) if generation_path.exists() else {}
+        return family_of(raw, str(directory / "config.json")).parse_config(
+            raw, generation, str(directory / "config.json")
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``. Raises CheckpointError if it is missing or is not a JSON object."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(str(path), "no such file", "pass a model directory in Hugging Face layout") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(str(path), f"cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(str(path), "is not a JSON object")
+    return raw

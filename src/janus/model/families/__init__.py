@@ -1,0 +1,27 @@
+"""Model families: one small adapter each, that knows config keys and tensor names and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from janus.errors import CheckpointError
+from janus.model.families import qwen3_moe
+from janus.model.families.base import Family
+
+FAMILIES: Mapping[str, Family] = {qwen3_moe.MODEL_TYPE: qwen3_moe.Qwen3MoeFamily()}
+
+
+def family_of(raw: Mapping[str, Any], where: str) -> Family:
+    """Return the adapter for the ``model_type`` of a raw ``config.json``. Raises CheckpointError if there is none."""
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise CheckpointError(
+            where, f"model_type {model_type!r} is not supported", f"supported: {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[model_type]
+
+
+def family_named(family: str) -> Family:
+    """Return the adapter called ``family`` (``ModelConfig.family``)."""
+    return FAMILIES[family]

@@ -1,0 +1,93 @@
+"""What a model family tells the rest: how to parse its config, and where its tensors are.
+
+The shared blocks (attention with optional query/key norms, dense MLP, routed experts) ask for tensors by role; a family
+answers with names and shapes. Every shape is that of the stored tensor, [out_features, in_features] for a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from janus.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that must be in the checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """One attention layer with its two norms; biases are None where the family has none."""
+
+    input_norm: TensorSpec
+    post_attention_norm: TensorSpec
+    q: TensorSpec
+    k: TensorSpec
+    v: TensorSpec
+    o: TensorSpec
+    q_norm: TensorSpec | None = None
+    k_norm: TensorSpec | None = None
+    q_bias: TensorSpec | None = None
+    k_bias: TensorSpec | None = None
+    v_bias: TensorSpec | None = None
+    o_bias: TensorSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """A gated MLP: ``down(silu(gate(x)) * up(x))``. One expert, or the MLP of a dense layer."""
+
+    gate: TensorSpec
+    up: TensorSpec
+    down: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class FusedExpertsSpec:
+    """All experts of a layer in two 3-D tensors, gate rows before up rows."""
+
+    gate_up: TensorSpec  # [E, 2 * I, H]
+    down: TensorSpec  # [E, H, I]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The tensors around the layers. ``lm_head`` is None where it is tied to the embedding."""
+
+    embedding: TensorSpec
+    final_norm: TensorSpec
+    lm_head: TensorSpec | None
+
+
+class Family(Protocol):
+    """The adapter of one model family."""
+
+    def parse_config(self, raw: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> ModelConfig:
+        """Return the parsed config. Raises CheckpointError naming the key at fault; ``where`` is the file."""
+
+    def to_json(self, config: ModelConfig) -> dict[str, Any]:
+        """Return a ``config.json`` object for ``config``: the inverse of ``parse_config``."""
+
+    def model(self, config: ModelConfig) -> ModelSpec:
+        """Return the tensors outside the layers."""
+
+    def attention(self, config: ModelConfig, layer: int) -> AttentionSpec:
+        """Return the attention tensors of ``layer``."""
+
+    def dense_mlp(self, config: ModelConfig, layer: int) -> MlpSpec:
+        """Return the MLP tensors of a layer without experts."""
+
+    def router(self, config: ModelConfig, layer: int) -> TensorSpec:
+        """Return the gate of a MoE layer, [E, H]."""
+
+    def expert(self, config: ModelConfig, layer: int, expert: int) -> MlpSpec:
+        """Return the tensors of one expert, stored one by one."""
+
+    def fused_experts(self, config: ModelConfig, layer: int) -> FusedExpertsSpec | None:
+        """Return the stacked form of a layer's experts, if the family has one."""
