@@ -2,6 +2,7 @@
 
     JanusError
     ├── ConfigError            an option, file or environment variable is wrong; names the field and the remedy
+    ├── LaunchError            an instance did not start; names it and carries its last log lines
     ├── CheckpointError        a model directory cannot be served; names the file or tensor
     ├── RequestError           one request cannot be (further) served; carries the HTTP status that the client sees
     │   ├── InvalidRequest     400: the client's mistake, names the parameter
@@ -46,6 +47,17 @@ class CheckpointError(JanusError):
         self.where = where
         self.problem = problem
         self.remedy = remedy
+
+
+class LaunchError(JanusError):
+    """Instance ``instance`` did not start. ``log_tail`` holds its last log lines, ``log`` the file's path."""
+
+    def __init__(self, instance: str, problem: str, *, log: str = "", log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{instance}: {problem}")
+        self.instance = instance
+        self.problem = problem
+        self.log = log
+        self.log_tail = log_tail
 
 
 class RequestError(JanusError):

@@ -37,28 +37,44 @@ def run_service(cls: type[T], run: Command[T], *, prog: str, help: str, args: Se
     JanusError that ``run`` raises, with status 1.
     """
     app = typer.Typer(name=prog, add_completion=False, rich_markup_mode="rich", no_args_is_help=False)
-    app.command(help=help, epilog=_epilog(cls))(options_command(cls, run, version=True))
+    app.command(help=help, epilog=_epilog(cls))(options_command(cls, lambda options, _: run(options), version=True))
     run_app(app, prog=prog, args=args)
 
 
-def options_command(cls: type[T], run: Command[T], *, version: bool = False) -> Callable[..., int | None]:
-    """Return a function for ``app.command()`` that resolves the options of ``cls`` and calls ``run`` with them."""
+def options_command(
+    cls: type[T], run: Callable[[T, Path | None], int | None], *, version: bool = False
+) -> Callable[..., int | None]:
+    """Return a function for ``app.command()`` that resolves the options of ``cls`` and calls ``run(options, config)``.
+
+    ``config`` is the file of ``--config``, for those who start others with it.
+    """
     hidden: frozenset[str] = getattr(cls, "HIDDEN", frozenset())
     items = [item for item in option_fields(cls) if item.name not in hidden]
 
     def command(**given: Any) -> int | None:
-        config = given.pop("config")
+        file = given.pop("config", None)
+        config = Path(file).expanduser().absolute() if file else None
         given.pop("version", None)
-        return run(resolve(cls, cli=given, environ=os.environ, config=Path(config) if config else None))
+        return run(resolve(cls, cli=given, environ=os.environ, config=config), config)
 
     parameters = [_parameter(item) for item in items]
-    parameters.append(_keyword("config", str | None, "--config", metavar="FILE.toml", help=_CONFIG_HELP))
+    if hasattr(cls, "SERVICE"):
+        parameters.append(_keyword("config", str | None, "--config", metavar="FILE.toml", help=_CONFIG_HELP))
     if version:
         parameters.append(_keyword("version", bool, "--version", help="Show the version.", callback=_show_version))
     signature = inspect.Signature(parameters, return_annotation=int)
     command.__signature__ = signature  # type: ignore[attr-defined]  # typer reads it
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def add_command(app: typer.Typer, name: str, cls: type[T], run: Callable[[T, Path | None], int | None]) -> None:
+    """Add a command to ``app`` whose options are the fields of ``cls`` and whose help is the docstring of ``cls``.
+
+    A class with a ``SERVICE`` also reads the environment and ``--config``.
+    """
+    help = inspect.cleandoc(cls.__doc__ or "").replace("\n\n", " ").replace("\n", " ").replace("``", "")
+    app.command(name, help=help, epilog=_epilog(cls) if hasattr(cls, "SERVICE") else None)(options_command(cls, run))
 
 
 def run_app(app: typer.Typer, *, prog: str, args: Sequence[str] | None = None) -> NoReturn:
@@ -116,6 +132,8 @@ def _default_text(item: OptionField) -> str:
     default = item.default
     if item.is_bool:
         default = "on" if default else "off"
+    if default is None:
+        default = ""
     text = item.info.default_text or (f"{default:g}" if isinstance(default, float) else str(default)) or "none"
     return text if text == "required" else f"default: {text}"
 

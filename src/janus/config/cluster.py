@@ -17,7 +17,10 @@ _OPS, _COMPUTE = "Operation", "Model and compute"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOptions:
-    """``janus up``: how many instances of what, and where."""
+    """Start a cluster on this machine: controller, gateway, attention- and expert-servers.
+
+    Prints one line ``ready: URL`` on stdout when it serves. Ctrl-C stops it in order; a second one, by force.
+    """
 
     SERVICE: ClassVar[str] = "up"
 

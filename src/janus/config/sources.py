@@ -45,7 +45,7 @@ def resolve(cls: type[T], *, cli: Table, environ: Mapping[str, str], config: Pat
     """
     check_environment(environ)
     tables = load_config(config) if config is not None else {}
-    service = typing.cast(str, cls.SERVICE)  # type: ignore[attr-defined]  # every options class has one
+    service = str(getattr(cls, "SERVICE", ""))  # without one: command line and defaults only
     hidden: frozenset[str] = getattr(cls, "HIDDEN", frozenset())
     values: dict[tuple[type, str], Any] = {}
     origins: dict[str, str] = {}
@@ -55,8 +55,9 @@ def resolve(cls: type[T], *, cli: Table, environ: Mapping[str, str], config: Pat
         found = _find(item, service, cli=cli, environ=environ, tables=tables, config=config)
         if found is None:
             if item.required:
-                name = env_name(service, item)
-                raise ConfigError(item.flag, "is required", f"pass {item.flag} {item.metavar} or set {name}")
+                remedy = f"pass {item.flag} {item.metavar}"
+                remedy += f" or set {env_name(service, item)}" if service else ""
+                raise ConfigError(item.flag, "is required", remedy)
             continue
         origins[item.flag], raw = found
         try:
@@ -141,10 +142,12 @@ def _find(
     config: Path | None,
 ) -> tuple[str, Any] | None:
     """Return ``(where it was said, value)``, or nothing when nobody said it."""
-    name = env_name(service, item)
     if cli.get(item.name) is not None:
         value = cli[item.name]
         return item.flag, _read_secret(item.flag, value) if item.info.secret else value
+    if not service:
+        return None
+    name = env_name(service, item)
     if environ.get(name):
         return name, environ[name]
     if item.info.secret and environ.get(f"{name}_FILE"):

@@ -1,0 +1,80 @@
+# Front door of Janus. `make help` lists the targets.
+#
+# Needs python >= 3.11, make, a C++ compiler and a Python package index. Everything is installed into .venv, again
+# whenever pyproject.toml changes. docs/install.md says what the variables below are for.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# torch is installed first, so that the version and the build (CPU or CUDA) are chosen here and not by a resolver.
+TORCH ?= torch==2.13.0
+# URL of an extra package index to take torch from, such as one with CPU-only builds; empty uses the default index.
+TORCH_INDEX ?=
+# Which build of UCX and CuPy: cpu, cu12 or cu13; taken from the NVIDIA driver when there is one.
+EXTRA ?= $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: (12|13)\..*/cu\1/p' | head -1 | grep . || echo cpu)
+# How the demo is run; see `janus demo --help`.
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp-$(EXTRA)
+CODE := src services tests benchmarks
+
+.PHONY: help
+help: ## list the targets
+	@echo "usage: make TARGET"; echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
+	  printf '  %-10s %s\n' "$$name" "$$text"; done
+
+.PHONY: demo
+demo: install ## start a small cluster and stream text from the bundled model
+	@$(BIN)/janus demo $(DEMO_ARGS)
+
+.PHONY: install
+install: $(STAMP) ## create .venv and install Janus in it
+
+.PHONY: test
+test: install ## run the tests (minutes); TEST_ARGS go to pytest
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
+
+.PHONY: lint
+lint: install ## check style and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## format the code and fix what can be fixed
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+.PHONY: bench
+bench: install ## measure serving; writes benchmarks/results/serving.json
+	$(BIN)/python -m benchmarks.serving
+
+.PHONY: soak
+soak: install ## 64 streams for three minutes: errors, memory, file descriptors (slow)
+	$(BIN)/python -m pytest -m slow -k soak $(TEST_ARGS)
+
+.PHONY: fuzz
+fuzz: install ## fuzz the HTTP schema and the UCX port (slow)
+	$(BIN)/python -m pytest -m slow -k fuzz $(TEST_ARGS)
+
+.PHONY: clean
+clean: ## remove .venv and everything that was built or cached
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is too old: Janus needs python >= 3.11; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "[2/3] installing $(TORCH) for $(EXTRA) (a few hundred MB; slow only the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	@echo "[3/3] installing Janus and what it needs"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$(EXTRA),dev]'
+	@rm -f $(VENV)/.stamp-*; touch $@

@@ -1,0 +1,1 @@
+"""``janus``: starts, stops, shows and checks clusters."""

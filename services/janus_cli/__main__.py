@@ -1,0 +1,81 @@
+"""``janus``: the commands, each in a module of its own that is imported when it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+import janus
+from janus.config import UpOptions
+from janus.config.cli import add_command, run_app
+from janus_cli.options import ChatOptions, DemoOptions, DoctorOptions, DownOptions, StatusOptions, VersionOptions
+
+
+def _up(options: UpOptions, config: Path | None) -> int:
+    from janus_cli.up import up
+
+    return up(options, config)
+
+
+def _status(options: StatusOptions, _: Path | None) -> int:
+    from janus_cli.status import status
+
+    return status(options)
+
+
+def _down(options: DownOptions, _: Path | None) -> None:
+    from janus.cluster.down import stop_cluster
+
+    stop_cluster(options.name, timeout_s=options.timeout_s)
+
+
+def _chat(options: ChatOptions, _: Path | None) -> int:
+    from janus_cli.chat import chat
+
+    return chat(options)
+
+
+def _doctor(options: DoctorOptions, _: Path | None) -> int:
+    from janus_cli.doctor import doctor
+
+    return doctor(options)
+
+
+def _demo(options: DemoOptions, _: Path | None) -> int:
+    from janus_cli.demo import demo
+
+    return demo(options)
+
+
+def _version(_options: VersionOptions, _: Path | None) -> None:
+    typer.echo(f"janus {janus.__version__}")
+
+
+def build_app() -> typer.Typer:
+    """Return the application with all commands."""
+    app = typer.Typer(
+        name="janus",
+        help="Serve Mixture-of-Experts models with attention and experts in separate processes that talk over UCX.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+    )
+    add_command(app, "up", UpOptions, _up)
+    add_command(app, "status", StatusOptions, _status)
+    add_command(app, "down", DownOptions, _down)
+    add_command(app, "chat", ChatOptions, _chat)
+    add_command(app, "doctor", DoctorOptions, _doctor)
+    add_command(app, "demo", DemoOptions, _demo)
+    add_command(app, "version", VersionOptions, _version)
+    return app
+
+
+def main() -> NoReturn:
+    """Entry point of ``janus``."""
+    run_app(build_app(), prog="janus")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""How the commands speak: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+
+def tell(message: str) -> None:
+    """Show one line of progress."""
+    print(f"janus: {message}", file=sys.stderr, flush=True)
+
+
+def output() -> Console:
+    """Return the console that results are printed on; tables keep their width when it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)

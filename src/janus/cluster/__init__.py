@@ -1,0 +1,1 @@
+"""What starts, watches, stops and inspects the processes of a cluster on this machine."""

@@ -1,0 +1,216 @@
+"""Instances as subprocesses of this one, each in its own session, with its own log file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from janus.cluster.environment import child_environment
+from janus.cluster.instances import MODULES, Exited, InstanceSpec, Started
+from janus.errors import LaunchError
+from janus.messages.control import Role
+
+_TAIL_LINES = 15
+_MAX_EXITS = 4096
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: InstanceSpec
+    process: Process
+    log: Path
+    announced: asyncio.Future[dict[str, Any]]
+    stopping: bool = False
+    #: Reads its output and waits for its end; done once the process is reaped.
+    keeper: asyncio.Task[None] | None = None
+
+
+class LocalLauncher:
+    """A ``Launcher`` of subprocesses. Use as an async context manager; leaving it ends every child by force.
+
+    Children run in sessions of their own, so that Ctrl-C in a terminal reaches this process alone, which then stops
+    them in order. They end themselves when this process is gone (``janus.runtime.parent``).
+    """
+
+    def __init__(
+        self,
+        *,
+        log_dir: Path,
+        secret: str,
+        options: Mapping[str, Any],
+        environ: Mapping[str, str],
+        config: Path | None = None,
+        echo: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Args:
+        options: option keys that every instance gets, such as ``log_level``.
+        echo: called with (instance, log line) when logs are to be shown as they come; they always go to files.
+        """
+        self._log_dir = log_dir
+        self._secret = secret
+        self._options = dict(options)
+        self._environ = dict(environ)
+        self._config = config
+        self._echo = echo
+        self._children: dict[str, _Child] = {}
+        self._exits: asyncio.Queue[Exited] = asyncio.Queue(_MAX_EXITS)
+
+    async def __aenter__(self) -> LocalLauncher:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self, spec: InstanceSpec, *, timeout_s: float) -> Started:
+        """See ``Launcher.start``."""
+        child = await self._spawn(spec)
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await asyncio.shield(child.announced)
+        except TimeoutError:
+            problem = f"did not say within {timeout_s:g} s where it listens"
+            raise LaunchError(spec.name, problem, log=str(child.log), log_tail=tail(child.log)) from None
+        return Started(
+            role=spec.role,
+            name=spec.name,
+            pid=child.process.pid,
+            port=int(line["port"]),
+            ops_port=int(line["ops_port"]),
+            http_port=int(line.get("http_port") or spec.arguments.get("http_port") or 0),
+            log=child.log,
+        )
+
+    async def stop(self, name: str, *, timeout_s: float) -> None:
+        """See ``Launcher.stop``."""
+        child = self._children.get(name)
+        if child is None or child.keeper is None:
+            return
+        child.stopping = True
+        _signal(child, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(child.keeper)
+        except TimeoutError:
+            _signal(child, signal.SIGKILL)
+            await asyncio.shield(child.keeper)
+
+    async def watch(self) -> Exited:
+        """See ``Launcher.watch``."""
+        return await self._exits.get()
+
+    async def close(self) -> None:
+        """See ``Launcher.close``."""
+        for child in self._children.values():
+            child.stopping = True
+            _signal(child, signal.SIGKILL)
+        await asyncio.gather(*(child.keeper for child in self._children.values() if child.keeper is not None))
+
+    async def _spawn(self, spec: InstanceSpec) -> _Child:
+        log = self._log_dir / f"{spec.name}.log"
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(log.open("ab", buffering=0))
+            process = await asyncio.create_subprocess_exec(
+                *self._command(spec),
+                stdin=DEVNULL,
+                stdout=PIPE,
+                # Straight to the file unless lines are shown: then a launcher that is stuck never blocks a server.
+                stderr=PIPE if self._echo else sink,
+                env=child_environment(spec.role, spec.threads, secret=self._secret, base=self._environ),
+                start_new_session=True,
+            )
+            announced = asyncio.get_running_loop().create_future()
+            child = _Child(spec, process, log, announced)
+            child.keeper = asyncio.create_task(self._keep(child, sink), name=f"keep[{spec.name}]")
+            stack.pop_all()  # the keeper closes the file
+        self._children[spec.name] = child
+        return child
+
+    def _command(self, spec: InstanceSpec) -> list[str]:
+        options = {**self._options, **spec.arguments, "name": spec.name, "parent_pid": os.getpid()}
+        command = [sys.executable, "-m", MODULES[spec.role]]
+        for key, value in options.items():
+            command += [f"--{key.replace('_', '-')}", str(value)]
+        return command + (["--config", str(self._config)] if self._config else [])
+
+    async def _keep(self, child: _Child, sink: IO[bytes]) -> None:
+        """Own one process: store its output, learn where it listens, reap it, report its end."""
+        process, name = child.process, child.spec.name
+        with sink:
+            assert process.stdout is not None
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read_stdout(child, process.stdout, sink), name=f"stdout[{name}]")
+                if process.stderr is not None:
+                    group.create_task(self._read_stderr(child, process.stderr, sink), name=f"stderr[{name}]")
+            status = await process.wait()
+        if not child.announced.done():
+            problem = f"ended with {describe_status(status)} before it listened"
+            error = LaunchError(name, problem, log=str(child.log), log_tail=tail(child.log))
+            child.announced.set_exception(error)
+            child.announced.exception()  # taken: whoever started it may have given up
+        elif not child.stopping:
+            self._exits.put_nowait(Exited(role=child.spec.role, name=name, status=status))
+
+    async def _read_stdout(self, child: _Child, stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
+        async for line in stream:
+            announcement = _announcement(line)
+            if announcement is not None and not child.announced.done():
+                child.announced.set_result(announcement)
+            else:
+                sink.write(line)
+
+    async def _read_stderr(self, child: _Child, stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
+        async for line in stream:
+            sink.write(line)
+            if self._echo is not None:
+                self._echo(child.spec.name, line.decode(errors="replace").rstrip("\n"))
+
+
+def tail(log: Path, lines: int = _TAIL_LINES) -> tuple[str, ...]:
+    """Return the last lines of a log file."""
+    try:
+        return tuple(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ()
+
+
+def describe_status(status: int) -> str:
+    """``status 1``, or ``signal SIGKILL`` for a negative status."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _announcement(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    wanted = isinstance(message, dict) and message.get("event") == "listening"
+    return message if wanted else None
+
+
+def _signal(child: _Child, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.process.send_signal(number)
+
+
+def port_arguments(role: Role, started: Started) -> dict[str, int]:
+    """Arguments with which a restarted instance listens where its peers still look for it."""
+    if role == "controller":
+        return {"port": started.port, "ops_port": started.ops_port}
+    return {"http_port": started.http_port} if role == "gateway" else {}

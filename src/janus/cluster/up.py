@@ -1,0 +1,123 @@
+"""``janus up`` without its command line: one cluster from start to stop, under this process's signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from janus.cluster.environment import fixed_options, usable_cores
+from janus.cluster.instances import plan_instances
+from janus.cluster.local import LocalLauncher
+from janus.cluster.state import RunDirectory
+from janus.cluster.supervisor import Supervisor
+from janus.config import UpOptions
+from janus.config.sources import load_config
+from janus.errors import ConfigError, JanusError
+
+#: Called once the cluster serves, with the supervisor; the cluster stops when it returns.
+Session = Callable[[Supervisor], Awaitable[None]]
+
+
+async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str], None], session: Session) -> None:
+    """Start the cluster, run ``session`` on it, stop it in order.
+
+    SIGINT or SIGTERM ends the start or the session and drains; a second one ends everything by force.
+
+    Raises:
+        ConfigError: the model directory is none, or a cluster of this name runs already.
+        LaunchError: an instance did not start.
+    """
+    if not (options.model / "config.json").is_file():
+        raise ConfigError("--model", f"{options.model} has no config.json", "give a Hugging Face model directory")
+    tables = load_config(config) if config else {}
+    secret = secrets.token_urlsafe(32)
+    specs = plan_instances(options, cores=usable_cores(), fixed=fixed_options(os.environ, tables))
+    shared = {
+        "transport": options.transport,
+        "drain_timeout": options.drain_timeout_s,
+        "log_level": options.log_level,
+        "log_format": options.log_format,
+    }
+    with RunDirectory(options.name) as directory, _stop_signals() as (stop, force):
+        secret_file = directory.write_secret(secret)
+        async with LocalLauncher(
+            log_dir=directory.path,
+            secret=secret,
+            options=shared,
+            environ=os.environ,
+            config=config,
+            echo=_echo if options.verbose else None,
+        ) as launcher:
+            supervisor = Supervisor(options, specs, launcher, directory, secret_file, tell)
+            try:
+                await _until(stop, _serve(supervisor, session))
+            finally:
+                tell("stopping; press Ctrl-C again to end everything at once" if sys.stderr.isatty() else "stopping")
+                if not await _until(force, supervisor.stop()):
+                    tell("forced: every instance is ended at once")
+
+
+async def _serve(supervisor: Supervisor, session: Session) -> None:
+    await supervisor.start()
+    async with asyncio.TaskGroup() as group:
+        keeper = group.create_task(supervisor.keep(), name="keep")
+        await session(supervisor)
+        keeper.cancel()
+
+
+async def _until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Run ``work`` to its end or until ``event``; returns whether it reached its end. Raises what ``work`` raises."""
+    task = asyncio.create_task(work, name="work")
+    waiter = asyncio.create_task(event.wait(), name="stop-signal")
+    try:
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        finished = task.done()
+        for each in (task, waiter):
+            each.cancel()
+        await asyncio.wait({task, waiter})
+    if task.cancelled():
+        return False
+    _raise_first(task.exception())
+    return finished
+
+
+def _raise_first(error: BaseException | None) -> None:
+    """Raise ``error``; of a group, its first JanusError, since each names one cause and the user needs one."""
+    if isinstance(error, BaseExceptionGroup):
+        matching = error.subgroup(JanusError)
+        inner: BaseException = matching if matching is not None else error
+        while isinstance(inner, BaseExceptionGroup):
+            inner = inner.exceptions[0]
+        raise inner from error
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Yield two events: set by the first SIGINT or SIGTERM, and by the second."""
+    loop = asyncio.get_running_loop()
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield first, second
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _echo(instance: str, line: str) -> None:
+    print(f"{instance:>14} | {line}", file=sys.stderr, flush=True)
