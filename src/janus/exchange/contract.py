@@ -32,6 +32,9 @@ class ExpertExchange(Protocol):
             InstanceLost: not within ``timeout_s``; the error names what is missing.
         """
 
+    async def wait_changed(self, timeout_s: float) -> None:
+        """Return when the placement or a link has changed, or after ``timeout_s``, whichever is first."""
+
     def dispatch(
         self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
     ) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Mapping
@@ -128,6 +129,12 @@ class DirectExchange:
             missing = self.missing()
             what = f"not linked to {', '.join(missing)}" if missing else "no placement covers every expert"
             raise InstanceLost(f"{what} after {timeout_s:g} s", instances=missing) from None
+
+    async def wait_changed(self, timeout_s: float) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
 
     def activated(self) -> dict[str, list[int]]:
         return {name: list(counts) for name, counts in self._activated.items()}

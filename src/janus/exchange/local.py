@@ -30,6 +30,9 @@ class LocalExchange:
     async def wait_ready(self, timeout_s: float) -> None:
         return None
 
+    async def wait_changed(self, timeout_s: float) -> None:
+        return None
+
     def dispatch(
         self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
     ) -> LocalReceipt:

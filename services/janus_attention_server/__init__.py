@@ -1,0 +1,1 @@
+"""``janus-attention-server``: attention layers, router, KV cache and requests of one instance."""

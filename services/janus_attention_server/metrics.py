@@ -1,0 +1,53 @@
+"""What an attention-server measures, under the names that dashboards know, and our own beside them."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from janus.core.batcher import BatcherStats
+from janus.runtime.attention_engine import StepNews
+
+_STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class AttentionMetrics:
+    """The registry of one attention-server."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self._running = Gauge("vllm:num_requests_running", "Requests being computed", registry=registry)
+        self._waiting = Gauge("vllm:num_requests_waiting", "Requests in the queue", registry=registry)
+        self._kv = Gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", registry=registry)
+        self._preemptions = Counter("vllm:num_preemptions", "Requests put back for recompute", registry=registry)
+        self._prompt = Counter("janus_attention_rows", "Rows computed, prompt and decode", registry=registry)
+        self._sampled = Counter("janus_attention_tokens", "Tokens sampled", registry=registry)
+        self._step = Histogram("janus_step_seconds", "Time of one step", buckets=_STEP_BUCKETS, registry=registry)
+        self._queue = Histogram("vllm:request_queue_time_seconds", "Wait before the first step", registry=registry)
+        self._finished = Counter("janus_requests_finished", "Requests ended", ["reason"], registry=registry)
+        self._a_max = Histogram(
+            "janus_a_max",
+            "Most distinct experts activated on one instance, per MoE layer of a step",
+            buckets=(1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256),
+            registry=registry,
+        )
+
+    def record(self, news: StepNews) -> None:
+        """Take one step's news in."""
+        self.gauges(news.stats)
+        for finish in news.finished:
+            self._finished.labels(finish.reason).inc()
+        if news.step_s:
+            self._step.observe(news.step_s)
+            self._prompt.inc(news.rows)
+            self._sampled.inc(news.sampled)
+            self._preemptions.inc(news.preempted)
+            for waited in news.queue_s:
+                self._queue.observe(waited)
+            for counts in zip(*news.activated.values(), strict=True):
+                self._a_max.observe(max(counts))
+
+    def gauges(self, stats: BatcherStats) -> None:
+        """Refresh what is a state, not an event."""
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._kv.set(stats.kv_usage)

@@ -1,0 +1,1 @@
+"""``janus-expert-server``: experts, and nothing else."""

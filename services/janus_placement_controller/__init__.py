@@ -1,0 +1,1 @@
+"""``janus-placement-controller``: registry and placement; never on the token path."""

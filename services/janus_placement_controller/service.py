@@ -1,0 +1,255 @@
+"""The placement-controller: feeds events to the membership state machine and carries its actions out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, Gauge
+
+from janus.config.options import ControllerOptions
+from janus.core.membership import Membership, ModelShape, roster
+from janus.core.membership_events import (
+    Action,
+    Event,
+    HeartbeatSeen,
+    LeaveSeen,
+    LinkLost,
+    Log,
+    MarkFailed,
+    PlacementLoadedSeen,
+    RefuseDuplicate,
+    SendFatal,
+    SendLoad,
+    SendRegistered,
+    SendView,
+    Tick,
+)
+from janus.core.membership_events import Registered as RegisteredEvent
+from janus.errors import LinkError
+from janus.messages import Message
+from janus.messages.control import (
+    ClusterView,
+    Fatal,
+    Heartbeat,
+    Identity,
+    Leave,
+    LoadPlacement,
+    PlacementLoaded,
+    Refused,
+    Register,
+    Registered,
+    StatusRequest,
+)
+from janus.model.checkpoint import Checkpoint
+from janus.runtime.http import HttpServer, ops_app
+from janus.runtime.service import ServiceContext
+from janus.transport.endpoint import Listener, listen
+from janus.transport.link import InFrame, Link
+
+log = structlog.get_logger()
+
+
+async def serve(context: ServiceContext, options: ControllerOptions) -> None:
+    """Run the controller until ``context.stop``."""
+    checkpoint = await asyncio.to_thread(Checkpoint.open, options.model)
+    config, fingerprint = checkpoint.config, checkpoint.fingerprint
+    checkpoint.close()
+    shape = ModelShape(num_layers=config.num_moe_layers, num_experts=config.num_experts)
+    await ControllerService(context, options, shape, fingerprint).run()
+
+
+class ControllerService:
+    """One loop, no step loop: everything here is short."""
+
+    def __init__(
+        self, context: ServiceContext, options: ControllerOptions, shape: ModelShape, fingerprint: str
+    ) -> None:
+        self._context = context
+        self._options = options
+        self._identity = context.identity(fingerprint=fingerprint)
+        self._membership = Membership(
+            shape=shape,
+            expected=roster(
+                attention=options.expect_attention, experts=options.expect_experts, gateways=options.expect_gateways
+            ),
+            heartbeat_s=options.heartbeat_s,
+            now=time.monotonic(),
+            # Milliseconds of wall clock: grows from one start of a controller to the next.
+            first_version=int(time.time() * 1000),
+        )
+        #: Registered instances' links, by name.
+        self._links: dict[str, Link] = {}
+        #: dtype that this cluster serves: that of the first instance that states one.
+        self._dtype = ""
+        self._registry = CollectorRegistry()
+        self._gauges = {
+            name: Gauge(f"janus_cluster_{name}", text, registry=self._registry)
+            for name, text in (
+                ("members", "Instances registered and not failed"),
+                ("missing", "Expected instances that are not there"),
+                ("epoch", "Placement epoch in force, 0 for none"),
+                ("view_version", "Version of the newest view"),
+            )
+        }
+
+    async def run(self) -> None:
+        """Listen, tick, and stop on ``context.stop``."""
+        context, common = self._context, self._context.common
+        ops, ops_port = None, 0
+        if common.ops_port >= 0:
+            app = ops_app(context.health, self._registry, status=self._status, refresh=self._refresh)
+            ops = HttpServer(app, host=common.host, port=common.ops_port, field="--ops-port")
+            ops_port = ops.port
+            await ops.start()
+        listener: Listener = await listen(
+            common.transport,
+            common.host,
+            common.port,
+            identity=self._identity,
+            secret=context.secret,
+            admit=self._admit,
+            handler_factory=lambda identity: _MemberHandler(self, identity),
+        )
+        try:
+            context.announce(port=listener.port, ops_port=ops_port)
+            context.health.set("ready")
+            while not context.stop.is_set():
+                self.handle(Tick(now=time.monotonic()))
+                try:
+                    async with asyncio.timeout(self._options.heartbeat_s / 2):
+                        await context.stop.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await listener.close()
+            if ops is not None:
+                await ops.close()
+
+    def _admit(self, identity: Identity) -> Refused | None:
+        if identity.dtype and self._dtype and identity.dtype != self._dtype:
+            return Refused(
+                code="wrong_dtype",
+                problem=f"{identity.instance} serves {identity.dtype}, this cluster {self._dtype}; "
+                f"start it with --dtype {self._dtype}",
+            )
+        return None
+
+    # -- events in -----------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """Feed one event in and do what comes out."""
+        for action in self._membership.handle(event):
+            try:
+                self._do(action)
+            except LinkError as error:
+                log.warning("message_dropped", action=type(action).__name__, problem=str(error))
+
+    def on_message(self, link: Link, request_id: int, message: Message) -> None:
+        """One message of an instance or a tool."""
+        now, name, incarnation = time.monotonic(), link.peer.instance, link.peer.incarnation
+        match message:
+            case Register():
+                self._register(link, request_id, message, now)
+            case Heartbeat():
+                self.handle(HeartbeatSeen(instance=name, heartbeat=message, now=now, incarnation=incarnation))
+            case PlacementLoaded():
+                self.handle(PlacementLoadedSeen(instance=name, message=message, now=now, incarnation=incarnation))
+            case Leave():
+                self.handle(LeaveSeen(instance=name, reason=message.reason, now=now, incarnation=incarnation))
+            case StatusRequest():
+                link.reply(request_id, self._membership.report(now))
+            case _:
+                log.warning("unexpected_message", peer=name, message=type(message).__name__)
+
+    def on_closed(self, link: Link, error: LinkError) -> None:
+        """A link ended; it matters if it is the one that its instance registered over last."""
+        name = link.peer.instance
+        if self._links.get(name) is link:
+            del self._links[name]
+            log.info("link_lost", peer=name, problem=str(error))
+            self.handle(LinkLost(instance=name, now=time.monotonic(), incarnation=link.peer.incarnation))
+
+    def _register(self, link: Link, request_id: int, register: Register, now: float) -> None:
+        if not register.slots and link.peer.role == "expert":
+            register = msgspec.structs.replace(register, slots=self._options.slots_per_instance)
+        actions = self._membership.handle(RegisteredEvent(identity=link.peer, register=register, now=now))
+        refused = [action for action in actions if isinstance(action, RefuseDuplicate | SendFatal)]
+        if any(action.incarnation == link.peer.incarnation for action in refused):
+            # The name's rightful owner, if there is one, keeps its link: the refusal goes to this one alone.
+            link.reply(request_id, Fatal(problem=refused[0].problem))
+            actions = [action for action in actions if isinstance(action, Log)]
+        else:
+            old = self._links.get(link.peer.instance)
+            self._links[link.peer.instance] = link
+            if old is not None and old is not link:
+                old.abort("the instance registered over another link")
+            self._dtype = self._dtype or link.peer.dtype
+        for action in actions:
+            if isinstance(action, SendRegistered):
+                link.reply(request_id, Registered(heartbeat_s=action.heartbeat_s))
+            else:
+                self._do(action)
+
+    # -- actions out ---------------------------------------------------------------------------------------------
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case SendView():
+                for link in list(self._links.values()):
+                    self._post(link, action.view)
+            case SendLoad():
+                self._post(self._links.get(action.instance), LoadPlacement(table=action.table))
+            case SendFatal() | RefuseDuplicate():
+                link = self._links.get(action.instance)
+                if link is not None and link.peer.incarnation == action.incarnation:
+                    self._post(link, Fatal(problem=action.problem))
+            case MarkFailed():
+                link = self._links.pop(action.instance, None)
+                if link is not None:
+                    link.abort(action.why)
+            case Log():
+                getattr(log, action.level)(action.event, **action.fields)
+            case SendRegistered():
+                pass  # answers a registration; sent there
+
+    def _post(self, link: Link | None, message: Message) -> None:
+        if link is None or link.closed:
+            return
+        try:
+            link.post_message(message)
+        except LinkError as error:
+            # An instance that takes no messages gets no views either: it has to come back and register.
+            link.abort(f"{type(message).__name__} not sent: {error.problem}")
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def _status(self) -> dict[str, object]:
+        report: dict[str, object] = msgspec.to_builtins(self._membership.report(time.monotonic()))
+        report["waiting_for"] = self._membership.waiting_for
+        return report
+
+    def _refresh(self) -> None:
+        view: ClusterView = self._membership.view
+        self._gauges["members"].set(sum(member.state != "failed" for member in view.members))
+        self._gauges["missing"].set(len(view.missing))
+        self._gauges["epoch"].set(view.placement.epoch if view.placement else 0)
+        self._gauges["view_version"].set(view.version)
+
+
+class _MemberHandler:
+    """Handler of one link; all state is the service's."""
+
+    def __init__(self, service: ControllerService, identity: Identity) -> None:
+        self._service = service
+
+    def on_message(self, link: Link, request_id: int, message: Message) -> None:
+        self._service.on_message(link, request_id, message)
+
+    def on_frame(self, link: Link, frame: InFrame) -> None:
+        frame.release()
+
+    def on_closed(self, link: Link, error: LinkError) -> None:
+        self._service.on_closed(link, error)

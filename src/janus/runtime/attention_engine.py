@@ -1,0 +1,267 @@
+"""The engine of an attention instance: plan a step, run the model through all layers, sample, publish. Step loop only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from janus.core.batcher import Action, Batcher, BatcherStats, Emit, Finish, StepPlan
+from janus.core.sampling import validate
+from janus.errors import DispatchError, InvalidRequest, ReplicaMissing, RequestError, Unavailable
+from janus.exchange.contract import ExpertExchange
+from janus.messages.control import Submit, TokenDelta
+from janus.model.attention_model import AttentionModel, StepBatch
+from janus.model.kv_cache import PagedKVCache
+from janus.model.sampler import sample
+from janus.runtime.step_times import Stopwatch, StepTimes
+
+log = structlog.get_logger()
+
+#: How long a stale epoch may take to be replaced before the dispatch is tried again.
+_REPLAN_WAIT_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepNews:
+    """What one step (or one refusal) tells the control loop."""
+
+    deltas: list[TokenDelta]
+    #: Requests that have ended.
+    finished: list[Finish]
+    stats: BatcherStats
+    activated: dict[str, list[int]]
+    #: Of the step: seconds, rows computed, tokens sampled. Zero for news without a step.
+    step_s: float = 0.0
+    rows: int = 0
+    sampled: int = 0
+    #: Seconds that requests waited which computed for the first time.
+    queue_s: tuple[float, ...] = ()
+    preempted: int = 0
+
+
+class AttentionEngine:
+    """Continuous batching over one model and one exchange; the only writer of every request's state."""
+
+    def __init__(
+        self,
+        *,
+        model: AttentionModel,
+        kv: PagedKVCache,
+        batcher: Batcher,
+        exchange: ExpertExchange,
+        recovery_timeout_s: float,
+        publish: Callable[[StepNews], None],
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._batcher = batcher
+        self._exchange = exchange
+        self._recovery_timeout_s = recovery_timeout_s
+        self._publish_news = publish
+        self._eos = tuple(model.config.eos_token_ids)
+        self._moe_index = model.config.moe_index
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.times = StepTimes()
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def submit(self, message: Submit) -> None:
+        """Queue a request, or answer it with a refusal."""
+        try:
+            self._check(message)
+            actions = self._batcher.submit(message, eos_token_ids=self._eos, now=time.monotonic())
+        except RequestError as error:
+            actions = []
+            self._publish([_refusal(message, error)], [])
+        self._act(actions, message)
+        if self._batcher.has_requests:
+            self._idle.clear()
+        self._wake.set()
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request."""
+        self._act(self._batcher.cancel(request_id))
+        self._wake.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse what is new, finish what is there; what is left after ``timeout_s`` ends with an error."""
+        self._batcher.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            self._act(self._batcher.abort(Unavailable("the attention instance is shutting down", code="draining")))
+
+    def stats(self) -> BatcherStats:
+        """A snapshot of the batcher; may be read from another thread."""
+        return self._batcher.stats()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Step for as long as there is something to compute; runs until cancelled."""
+        # Entered once: the mode belongs to the thread, and everything on this loop is inference.
+        with torch.inference_mode():
+            while True:
+                started = time.perf_counter_ns()
+                plan = self._batcher.plan(time.monotonic())
+                if plan is None:
+                    if not self._batcher.has_requests:
+                        self._idle.set()
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                self.times.plan_ns += time.perf_counter_ns() - started
+                await self._step(plan, started)
+                await asyncio.sleep(0)  # commands come in between steps, also when the exchange never suspends
+
+    async def _step(self, plan: StepPlan, started_ns: int) -> None:
+        watch = Stopwatch(self.times)
+        try:
+            if not self._exchange.ready():
+                await self._wait_for_experts(plan)
+            logits = await self._forward(plan, watch)
+        except DispatchError as error:
+            await self._failed(plan, error)
+            return
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # A bug or a device error: the requests of this step end by name, the server goes on.
+            log.exception("step_failed", step=plan.step_id)
+            message = f"the step failed on the attention instance: {type(error).__name__}"
+            actions = self._batcher.step_failed(
+                plan, retry=False, error=RequestError(message, code="step_failed"), now=time.monotonic()
+            )
+            self._act(actions)
+            return
+        ids, logprobs = sample(logits, plan.sampling)
+        watch.lap("sample_ns")
+        actions = self._batcher.step_done(plan, ids, logprobs)
+        self.times.steps += 1
+        self.times.tokens += len(plan.sampling)
+        self.times.total_ns += time.perf_counter_ns() - started_ns
+        self._act(actions, step=plan, step_s=(time.perf_counter_ns() - started_ns) / 1e9)
+        watch.lap("publish_ns")
+
+    async def _forward(self, plan: StepPlan, watch: Stopwatch) -> torch.Tensor:
+        model, exchange = self._model, self._exchange
+        batch = StepBatch(
+            token_ids=plan.token_ids,
+            positions=plan.positions,
+            slot_mapping=plan.slot_mapping,
+            query_start=plan.query_start,
+            context_len=plan.context_len,
+            block_tables=plan.block_tables,
+            sample_rows=plan.sample_rows,
+            device=model.device,
+        )
+        h_TH = model.embed(batch)
+        watch.lap("embed_ns")
+        for layer in range(model.config.num_layers):
+            h_TH, x_TH = model.attention(layer, h_TH, batch, self._kv)
+            watch.lap("attention_ns")
+            moe_layer = self._moe_index.get(layer)
+            if moe_layer is None:
+                h_TH = h_TH + model.dense_mlp(layer, x_TH)
+                watch.lap("dense_ns")
+                continue
+            weights_TK, ids_TK = model.route(layer, x_TH)
+            watch.lap("gate_ns")
+            receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
+            watch.lap("dispatch_ns")
+            y_TH = await exchange.combine(receipt)
+            h_TH = h_TH + y_TH
+            watch.lap("combine_ns")
+        logits_RV = model.logits(h_TH, batch)
+        watch.lap("logits_ns")
+        return logits_RV
+
+    # -- failure -------------------------------------------------------------------------------------------------
+
+    async def _wait_for_experts(self, plan: StepPlan) -> None:
+        since = self._batcher.stats().failing_since
+        spent = 0.0 if since is None else time.monotonic() - since
+        await self._exchange.wait_ready(max(0.0, self._recovery_timeout_s - spent))
+
+    async def _failed(self, plan: StepPlan, error: DispatchError) -> None:
+        """Put the step's requests back, or, when the experts stay away for too long, refuse all of them by name."""
+        now = time.monotonic()
+        since = self._batcher.stats().failing_since
+        lasted = 0.0 if since is None else now - since
+        if lasted >= self._recovery_timeout_s or not self._exchange.ready():
+            try:
+                await self._exchange.wait_ready(max(0.0, self._recovery_timeout_s - lasted))
+            except DispatchError as lost:
+                refusal = Unavailable(f"experts are unavailable: {lost}", code="experts_unavailable", retry_after_s=2.0)
+                log.error("requests_refused", step=plan.step_id, problem=str(lost), cause=str(error))
+                self._act(self._batcher.step_failed(plan, retry=False, error=refusal, now=now))
+                self._act(self._batcher.abort(refusal))
+                return
+        log.warning("step_retried", step=plan.step_id, attempt=plan.attempt, problem=str(error))
+        self._act(self._batcher.step_failed(plan, retry=True, now=now))
+        if isinstance(error, ReplicaMissing):
+            await self._exchange.wait_changed(_REPLAN_WAIT_S)
+
+    # -- news ----------------------------------------------------------------------------------------------------
+
+    def _check(self, message: Submit) -> None:
+        config = self._model.config
+        validate(message.params, config.vocab_size)
+        if any(not 0 <= token < config.vocab_size for token in (*message.prompt_ids, *message.emitted_ids)):
+            raise InvalidRequest(
+                f"the prompt has a token id outside 0..{config.vocab_size - 1}; use the model's own tokenizer",
+                param="prompt",
+            )
+
+    def _act(
+        self, actions: Sequence[Action], origin: Submit | None = None, *, step: StepPlan | None = None, step_s: float = 0.0
+    ) -> None:
+        deltas: list[TokenDelta] = []
+        finished: list[Finish] = []
+        for action in actions:
+            if isinstance(action, Emit):
+                deltas.append(action.delta)
+            elif isinstance(action, Finish):
+                finished.append(action)
+            elif origin is not None and (error := getattr(action, "error", None)) is not None:
+                deltas.append(_refusal(origin, error))
+        if deltas or finished or step is not None:
+            self._publish(deltas, finished, step, step_s)
+
+    def _publish(
+        self, deltas: list[TokenDelta], finished: list[Finish], step: StepPlan | None = None, step_s: float = 0.0
+    ) -> None:
+        self._publish_news(
+            StepNews(
+                deltas=deltas,
+                finished=finished,
+                stats=self._batcher.stats(),
+                activated=self._exchange.activated() if step is not None else {},
+                step_s=step_s,
+                rows=0 if step is None else len(step.token_ids),
+                sampled=0 if step is None else len(step.sampling),
+                queue_s=() if step is None else tuple(waited for _, waited in step.started),
+                preempted=0 if step is None else len(step.preempted),
+            )
+        )
+
+
+def _refusal(message: Submit, error: RequestError) -> TokenDelta:
+    return TokenDelta(
+        request_id=message.request_id,
+        index=len(message.emitted_ids),
+        token_ids=[],
+        finish_reason="error",
+        status=error.status,
+        code=error.code,
+        problem=error.message,
+        retry_after_s=error.retry_after_s,
+    )

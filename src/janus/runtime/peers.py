@@ -1,0 +1,140 @@
+"""Links from one loop of this process to every live instance of a role, kept up as the view changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from janus.errors import LinkError
+from janus.messages.control import Identity, Member, Role
+from janus.runtime.backoff import Backoff, Reminder
+from janus.transport.endpoint import TransportKind, connect
+from janus.transport.link import Link, LinkHandler
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Peer:
+    member: Member
+    task: asyncio.Task[None]
+    problem: str = "connecting"
+
+
+class PeerSet:
+    """Dials every member of ``role``; a link that breaks is dialled again for as long as the member is in the view.
+
+    Belongs to the loop that it is used on. ``links`` holds the links that are up, by instance name; it is the same
+    dict (the caller's, if given) for the life of the set, so that others may keep it.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: Role,
+        identity: Identity,
+        secret: bytes,
+        transport: TransportKind,
+        handler: LinkHandler,
+        links: dict[str, Link] | None = None,
+        on_up: Callable[[Link], None] | None = None,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self._role = role
+        self._identity = identity
+        self._secret = secret
+        self._transport: TransportKind = transport
+        self._handler = handler
+        self._on_up = on_up
+        self._on_change = on_change
+        self._peers: dict[str, _Peer] = {}
+        self.links: dict[str, Link] = {} if links is None else links
+
+    def update(self, members: Iterable[Member]) -> None:
+        """Make ``members`` (those of this role, failed ones excepted) the set to be linked to."""
+        wanted = {m.instance: m for m in members if m.role == self._role and m.state != "failed"}
+        for name, peer in list(self._peers.items()):
+            new = wanted.get(name)
+            if new is None or _place(new) != _place(peer.member):
+                self._drop(name)
+            else:
+                peer.member = new
+        for name, member in wanted.items():
+            if name not in self._peers:
+                task = asyncio.get_running_loop().create_task(self._keep(member), name=f"dial[{name}]")
+                self._peers[name] = _Peer(member, task)
+
+    def unreachable(self) -> list[str]:
+        """Instances that should be linked and are not, each with the last problem."""
+        return [f"{n}: {p.problem}" for n, p in sorted(self._peers.items()) if n not in self.links]
+
+    async def close(self, reason: str) -> None:
+        """Close every link in good order and stop dialling."""
+        links = list(self.links.values())
+        tasks = [peer.task for peer in self._peers.values()]
+        for name in list(self._peers):
+            self._peers.pop(name).task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.close(reason) for link in links), return_exceptions=True)
+        self.links.clear()
+
+    def _drop(self, name: str) -> None:
+        self._peers.pop(name).task.cancel()
+        link = self.links.pop(name, None)
+        if link is not None:
+            link.abort("no longer in the view")
+            self._changed()
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
+
+    async def _keep(self, member: Member) -> None:
+        backoff, reminder = Backoff(), Reminder()
+        while True:
+            try:
+                link = await connect(
+                    self._transport,
+                    member.host,
+                    member.port,
+                    identity=self._identity,
+                    secret=self._secret,
+                    handler=self._handler,
+                )
+            except LinkError as error:
+                self._trouble(member, str(error))
+                if reminder.due(str(error)):
+                    log.warning("peer_unreachable", peer=member.instance, address=_address(member), problem=str(error))
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            reminder.due(None)
+            self.links[member.instance] = link
+            log.info("peer_linked", peer=member.instance, address=_address(member))
+            if self._on_up is not None:
+                self._on_up(link)
+            self._changed()
+            closed = await link.wait_closed()
+            if self.links.get(member.instance) is link:
+                del self.links[member.instance]
+            self._trouble(member, str(closed))
+            log.warning("peer_lost", peer=member.instance, problem=str(closed))
+            self._changed()
+            await asyncio.sleep(backoff.next_s())
+
+    def _trouble(self, member: Member, problem: str) -> None:
+        peer = self._peers.get(member.instance)
+        if peer is not None:
+            peer.problem = problem
+
+
+def _place(member: Member) -> tuple[str, str, int]:
+    """What makes a member another process: a restart under the same name must be dialled afresh."""
+    return (member.incarnation, member.host, member.port)
+
+
+def _address(member: Member) -> str:
+    return f"{member.host}:{member.port}"
