@@ -1,0 +1,1 @@
+"""``janus-gateway``: the OpenAI-compatible HTTP endpoint in front of the attention instances."""

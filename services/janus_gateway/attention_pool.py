@@ -1,0 +1,325 @@
+"""The attention instances behind the gateway: submits sequences, takes tokens, and moves what a lost instance leaves.
+
+Lives on the control loop alone; every method returns at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from collections.abc import Sequence as Seq
+
+import structlog
+
+from janus.core.admission import Admission
+from janus.errors import LinkError, RequestError, Unavailable
+from janus.messages import Message
+from janus.messages.control import Cancel, ClusterView, Submit, TokenDelta, Tokens
+from janus.transport.link import InFrame, Link
+from janus_gateway.generation import PoolGeneration, Track
+from janus_gateway.metrics import GatewayMetrics
+from janus_gateway.outbox import Outbox
+from janus_gateway.sequences import Sequence, TokenGap
+
+log = structlog.get_logger()
+
+#: Refusals of an instance that another instance would not give.
+_ELSEWHERE = frozenset({"draining", "starting"})
+
+
+class AttentionPool:
+    """``Backend`` of the HTTP half and link handler of the links to the attention instances."""
+
+    def __init__(
+        self, *, links: Mapping[str, Link], admission: Admission, metrics: GatewayMetrics, recovery_timeout_s: float
+    ) -> None:
+        """``links``: those that are up, by instance name; kept by the owner (``PeerSet``) and read here."""
+        self._links = links
+        self._admission = admission
+        self._metrics = metrics
+        self._recovery_timeout_s = recovery_timeout_s
+        self._outboxes: dict[Link, Outbox] = {}
+        self._tracks: dict[str, Track] = {}
+        self._orphans: dict[Track, asyncio.TimerHandle] = {}
+        self._attention: frozenset[str] = frozenset()
+        self._kv_usage: dict[str, float] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.refresh = self._refresh_metrics
+
+    # -- Backend -------------------------------------------------------------------------------------------------
+
+    def start(self, requests: Seq[Submit], *, arrived_at: float) -> PoolGeneration:
+        """Start all of ``requests``, or none; see ``Backend.start``."""
+        self.check()
+        generation = PoolGeneration(self)
+        tracks: list[Track] = []
+        try:
+            for index, request in enumerate(requests):
+                sequence = Sequence(request_id=request.request_id, prompt_ids=request.prompt_ids, params=request.params)
+                track = Track(sequence=sequence, generation=generation, index=index, arrived_at=arrived_at)
+                instance = self._admission.admit(
+                    request.request_id,
+                    prompt_tokens=len(request.prompt_ids),
+                    max_tokens=request.params.max_tokens,
+                    now=arrived_at,
+                )
+                tracks.append(track)
+                self._post_or_move(track, instance)
+        except RequestError:
+            for track in tracks:
+                self._forget(track)
+            raise
+        for track in tracks:
+            self._metrics.prompt_tokens.inc(len(track.sequence.prompt_ids))
+            self._metrics.prompt_size.observe(len(track.sequence.prompt_ids))
+        generation.live.update(tracks)
+        self._idle.clear()
+        return generation
+
+    def check(self) -> None:
+        """Raise Unavailable when nothing can be served now."""
+        problems = self.problems()
+        if problems:
+            raise Unavailable(f"cannot serve now: {'; '.join(problems)}", retry_after_s=1.0)
+
+    def problems(self) -> list[str]:
+        """Why requests cannot be served now; empty when they can."""
+        problem = self._admission.why_not_ready
+        if problem:
+            return [problem]
+        if not any(name in self._links for name in self._attention):
+            return [f"no link to an attention instance yet; waiting for {', '.join(sorted(self._attention))}"]
+        return []
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences that are started and not finished."""
+        return len(self._tracks) + len(self._orphans)
+
+    async def wait_idle(self) -> None:
+        """Return when no sequence is in flight."""
+        await self._idle.wait()
+
+    def abort(self, error: RequestError) -> None:
+        """End every sequence with ``error``."""
+        for track in [*self._tracks.values(), *self._orphans]:
+            self._fail(track, error)
+
+    # -- the cluster ---------------------------------------------------------------------------------------------
+
+    def on_view(self, view: ClusterView) -> None:
+        """Follow the cluster; what was waiting for an instance may have one now."""
+        self._admission.update(view)
+        self._attention = frozenset(m.instance for m in view.members if m.role == "attention" and m.state == "ready")
+        self._kv_usage = {name: usage for name, usage in self._kv_usage.items() if name in self._attention}
+        self.retry_orphans()
+
+    def retry_orphans(self) -> None:
+        """Give every sequence without an instance to one that is there by now. Also called when a link comes up."""
+        for track in list(self._orphans):
+            self._resubmit(track, avoid=())
+
+    # -- LinkHandler ---------------------------------------------------------------------------------------------
+
+    def on_message(self, link: Link, request_id: int, message: Message) -> None:
+        """Take the tokens of one step in."""
+        if not isinstance(message, Tokens):
+            log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
+            return
+        now = asyncio.get_running_loop().time()
+        for delta in message.deltas:
+            track = self._tracks.get(delta.request_id)
+            if track is not None:  # else: finished or cancelled here, the tokens were on their way
+                self._take(track, delta, now)
+
+    def on_frame(self, link: Link, frame: InFrame) -> None:
+        """Attention instances send a gateway no tensors."""
+        frame.release()
+
+    def on_closed(self, link: Link, error: LinkError) -> None:
+        """Move what ran behind this link."""
+        outbox = self._outboxes.pop(link, None)
+        if outbox is not None:
+            outbox.close()
+        name = link.peer.instance
+        lost = [track for track in self._tracks.values() if track.link is link]
+        if lost:
+            log.warning("attention_instance_lost", peer=name, sequences=len(lost), problem=error.problem)
+        for track in lost:
+            self._detach(track)
+            self._orphan(track, avoid=(name,))
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def _take(self, track: Track, delta: TokenDelta, now: float) -> None:
+        sequence = track.sequence
+        try:
+            token_ids, logprobs = sequence.accept(delta)
+        except TokenGap as error:
+            log.error("tokens_lost", request_id=sequence.wire_id, problem=str(error))
+            self._cancel_there(track)
+            self._detach(track)
+            self._orphan(track, avoid=())
+            return
+        if token_ids:
+            self._measure(track, len(token_ids), now)
+            self._admission.progress(sequence.request_id, len(token_ids))
+        match delta.finish_reason:
+            case None:
+                track.generation.add(track.index, token_ids, logprobs)
+            case "stop" | "length" as reason:
+                track.generation.add(track.index, token_ids, logprobs, reason, delta.stop_token_id)
+                self._metrics.generation_tokens.inc(delta.stop_token_id is not None)
+                self._end(track, reason)
+            case _ if delta.code in _ELSEWHERE and track.link is not None:
+                self._detach(track)
+                self._orphan(track, avoid=(track.instance,))
+            case _:
+                self._fail(track, _error_of(delta))
+
+    def _measure(self, track: Track, tokens: int, now: float) -> None:
+        metrics = self._metrics
+        metrics.generation_tokens.inc(tokens)
+        if track.last_token_at is None:
+            metrics.ttft.observe(now - track.arrived_at)
+        else:
+            metrics.itl.observe((now - track.last_token_at) / tokens)
+        track.last_token_at = now
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def finish(self, track: Track) -> None:
+        """The answer is complete before the instance knows: stop it there."""
+        self._cancel_there(track)
+        self._end(track, "stop")
+
+    def cancel(self, track: Track) -> None:
+        """Nobody wants the answer any more."""
+        self._cancel_there(track)
+        self._end(track, "abort")
+
+    def _fail(self, track: Track, error: RequestError) -> None:
+        """One sequence that cannot be finished ends its whole generation."""
+        self._cancel_there(track)
+        self._end(track, "error")
+        track.generation.fail(error)
+
+    def _end(self, track: Track, reason: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self._forget(track)
+        track.generation.live.discard(track)
+        self._metrics.finished(reason)
+        self._metrics.e2e.observe(now - track.arrived_at)
+        self._metrics.output_size.observe(len(track.sequence.emitted_ids))
+
+    def _forget(self, track: Track) -> None:
+        self._detach(track)
+        timer = self._orphans.pop(track, None)
+        if timer is not None:
+            timer.cancel()
+        self._admission.release(track.sequence.request_id, now=asyncio.get_running_loop().time())
+        if not self._tracks and not self._orphans:
+            self._idle.set()
+
+    # -- instances -----------------------------------------------------------------------------------------------
+
+    def _orphan(self, track: Track, avoid: Collection[str]) -> None:
+        """``track`` has lost its instance: resume it elsewhere, now or within the recovery timeout."""
+        if track.sequence.complete:
+            track.generation.add(track.index, [], [], "length")
+            self._end(track, "length")
+            return
+        loop = asyncio.get_running_loop()
+        problem = Unavailable(
+            f"attention instance {track.instance} was lost, and no other one took the request over within "
+            f"{self._recovery_timeout_s:g} s",
+            code="instance_lost",
+            retry_after_s=1.0,
+        )
+        self._orphans[track] = loop.call_later(self._recovery_timeout_s, self._fail, track, problem)
+        self._resubmit(track, avoid)
+
+    def _resubmit(self, track: Track, avoid: Collection[str]) -> None:
+        sequence, lost = track.sequence, track.instance
+        sequence.attempt += 1
+        try:
+            self._move(track, set(avoid))
+        except RequestError as error:
+            sequence.attempt -= 1
+            log.info("request_waits", request_id=sequence.request_id, problem=error.message)
+            return
+        self._orphans.pop(track).cancel()
+        self._metrics.resubmitted.inc()
+        log.info(
+            "request_resumed",
+            request_id=sequence.request_id,
+            lost=lost,
+            instance=track.instance,
+            tokens=len(sequence.emitted_ids),
+        )
+
+    def _post_or_move(self, track: Track, instance: str) -> None:
+        if not self._post(track, instance):
+            self._move(track, {instance})
+
+    def _move(self, track: Track, avoid: set[str]) -> None:
+        """Raises Unavailable when no instance takes the sequence."""
+        avoid |= self._attention - self._links.keys()
+        sequence = track.sequence
+        while True:
+            resumed = sequence.known_tokens
+            instance = self._admission.move(sequence.request_id, avoid=avoid, resumed_tokens=resumed)
+            if self._post(track, instance):
+                return
+            avoid.add(instance)
+
+    def _post(self, track: Track, instance: str) -> bool:
+        link = self._links.get(instance)
+        if link is None or link.closed:
+            return False
+        try:
+            self._outbox(link).post(track.sequence.submit())
+        except LinkError as error:
+            log.warning("submit_failed", peer=instance, problem=error.problem)
+            return False
+        track.link, track.instance = link, instance
+        self._tracks[track.sequence.wire_id] = track
+        return True
+
+    def _detach(self, track: Track) -> None:
+        if self._tracks.get(track.sequence.wire_id) is track:
+            del self._tracks[track.sequence.wire_id]
+        track.link = None
+
+    def _cancel_there(self, track: Track) -> None:
+        if track.link is not None and not track.link.closed:
+            try:
+                self._outbox(track.link).post(Cancel(request_id=track.sequence.wire_id))
+            except LinkError as error:
+                # The instance drops everything of this gateway when the link goes, and this one is as good as gone.
+                log.warning("cancel_failed", peer=track.instance, problem=error.problem)
+
+    def _outbox(self, link: Link) -> Outbox:
+        outbox = self._outboxes.get(link)
+        if outbox is None:
+            # A submit and a cancel for each sequence that may be there.
+            waiting = 2 * self._admission.config.max_requests
+            outbox = self._outboxes[link] = Outbox(link, max_waiting=waiting)
+        return outbox
+
+    def _refresh_metrics(self) -> None:
+        metrics, stats = self._metrics, self._admission.stats()
+        begun = sum(bool(track.sequence.emitted_ids) for track in self._tracks.values())
+        metrics.running.set(begun)
+        metrics.waiting.set(self.in_flight - begun)
+        metrics.recovering.set(len(self._orphans))
+        metrics.outstanding.set(stats.tokens)
+        metrics.instances.set(len(self._attention & self._links.keys()))
+
+
+def _error_of(delta: TokenDelta) -> RequestError:
+    problem = delta.problem or f"the attention instance ended the request ({delta.finish_reason})"
+    error = RequestError(problem, code=delta.code or "engine_error", retry_after_s=delta.retry_after_s)
+    error.status = delta.status or 500
+    return error
