@@ -61,9 +61,10 @@ class Challenge(_Message, tag="challenge"):
 
 
 class Proof(_Message, tag="proof"):
-    """Connecting side: its proof of the secret over both nonces and identities."""
+    """Connecting side: its proof of the secret. ``credits``: frames that the listener may send before it must wait."""
 
     proof: bytes
+    credits: int
 
 
 class Welcome(_Message, tag="welcome"):

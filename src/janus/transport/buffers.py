@@ -1,0 +1,75 @@
+"""Frame buffers: 64-byte aligned, recycled, so that a steady stream of frames allocates and page-faults nothing.
+
+Page faults of fresh memory cost more than the copy for frames over ~100 KiB, hence the pool. Buffers come in powers
+of two. A pool bounds what it *keeps*; what is in use is bounded by the credits of the link that uses it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+ALIGNMENT = 64
+_SMALLEST_LOG2 = 10
+Bytes = npt.NDArray[np.uint8]
+
+
+def aligned_empty(nbytes: int) -> Bytes:
+    """Return an uninitialised ``uint8`` array of ``nbytes`` that starts on a 64-byte boundary."""
+    raw = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+class Buffer:
+    """A piece of pooled memory with one owner, who either passes it on or calls ``release`` once."""
+
+    __slots__ = ("_pool", "array", "view")
+
+    def __init__(self, array: Bytes, pool: BufferPool) -> None:
+        self.array = array
+        self.view: memoryview = array.data
+        self._pool: BufferPool | None = pool
+
+    def release(self) -> None:
+        """Give the memory back. The caller holds no view of it any more. May be called twice and from any thread."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool._put(self.array)
+
+
+class BufferPool:
+    """Free buffers by size class; keeps at most ``keep_bytes``. Thread-safe (it rests on deque's atomic ends)."""
+
+    def __init__(self, keep_bytes: int = 64 << 20) -> None:
+        self._keep_bytes = keep_bytes
+        self._kept_bytes = 0
+        self._free: dict[int, deque[Bytes]] = {}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that lie ready for reuse."""
+        return self._kept_bytes
+
+    def take(self, nbytes: int) -> Buffer:
+        """Return a buffer whose ``array`` has at least ``nbytes``; its contents are arbitrary."""
+        log2 = max(_SMALLEST_LOG2, (nbytes - 1).bit_length())
+        free = self._free.get(log2)
+        if free:
+            try:
+                array = free.pop()
+            except IndexError:  # another thread was faster
+                pass
+            else:
+                self._kept_bytes -= len(array)
+                return Buffer(array, self)
+        return Buffer(aligned_empty(1 << log2), self)
+
+    def _put(self, array: Bytes) -> None:
+        size = len(array)
+        if self._kept_bytes + size > self._keep_bytes:
+            return
+        self._kept_bytes += size
+        self._free.setdefault(size.bit_length() - 1, deque()).append(array)
