@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import structlog
 
@@ -27,14 +28,20 @@ log = structlog.get_logger()
 _ELSEWHERE = frozenset({"draining", "starting"})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """Sequences that have begun to answer, those that have not, and the tokens that came since the start."""
+
+    running: int
+    waiting: int
+    tokens: int
+
+
 class AttentionPool:
     """``Backend`` of the HTTP half and link handler of the links to the attention instances."""
 
-    def __init__(
-        self, *, links: Mapping[str, Link], admission: Admission, metrics: GatewayMetrics, recovery_timeout_s: float
-    ) -> None:
-        """``links``: those that are up, by instance name; kept by the owner (``PeerSet``) and read here."""
-        self._links = links
+    def __init__(self, *, admission: Admission, metrics: GatewayMetrics, recovery_timeout_s: float) -> None:
+        self._links: Mapping[str, Link] = {}
         self._admission = admission
         self._metrics = metrics
         self._recovery_timeout_s = recovery_timeout_s
@@ -43,9 +50,14 @@ class AttentionPool:
         self._orphans: dict[Track, asyncio.TimerHandle] = {}
         self._attention: frozenset[str] = frozenset()
         self._kv_usage: dict[str, float] = {}
+        self._tokens = 0
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.refresh = self._refresh_metrics
+
+    def use_links(self, links: Mapping[str, Link]) -> None:
+        """Set the links that are up, by instance name: a live dict, kept by its owner (``PeerSet``), read here."""
+        self._links = links
 
     # -- Backend -------------------------------------------------------------------------------------------------
 
@@ -68,6 +80,7 @@ class AttentionPool:
                 self._post_or_move(track, instance)
         except RequestError:
             for track in tracks:
+                self._cancel_there(track)
                 self._forget(track)
             raise
         for track in tracks:
@@ -181,6 +194,7 @@ class AttentionPool:
     def _measure(self, track: Track, tokens: int, now: float) -> None:
         metrics = self._metrics
         metrics.generation_tokens.inc(tokens)
+        self._tokens += tokens
         if track.last_token_at is None:
             metrics.ttft.observe(now - track.arrived_at)
         else:
@@ -308,13 +322,17 @@ class AttentionPool:
             outbox = self._outboxes[link] = Outbox(link, max_waiting=waiting)
         return outbox
 
+    def stats(self) -> PoolStats:
+        """A snapshot for heartbeats and metrics."""
+        running = sum(bool(track.sequence.emitted_ids) for track in self._tracks.values())
+        return PoolStats(running=running, waiting=self.in_flight - running, tokens=self._tokens)
+
     def _refresh_metrics(self) -> None:
-        metrics, stats = self._metrics, self._admission.stats()
-        begun = sum(bool(track.sequence.emitted_ids) for track in self._tracks.values())
-        metrics.running.set(begun)
-        metrics.waiting.set(self.in_flight - begun)
+        metrics, stats = self._metrics, self.stats()
+        metrics.running.set(stats.running)
+        metrics.waiting.set(stats.waiting)
         metrics.recovering.set(len(self._orphans))
-        metrics.outstanding.set(stats.tokens)
+        metrics.outstanding.set(self._admission.stats().tokens)
         metrics.instances.set(len(self._attention & self._links.keys()))
 
 

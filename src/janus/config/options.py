@@ -151,6 +151,12 @@ class GatewayOptions(ServiceOptions):
     request_timeout_s: float = option(
         600.0, help="Longest time that one request may take.", unit="seconds", minimum=0.001
     )
+    recovery_timeout_s: float = option(
+        10.0,
+        help="How long a request whose attention instance was lost may wait for another one before it fails (503).",
+        unit="seconds",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

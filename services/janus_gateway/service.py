@@ -1,0 +1,157 @@
+"""The gateway's process: HTTP in front, links to the attention instances behind, one control loop for both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import psutil
+import structlog
+
+from janus.config.options import GatewayOptions
+from janus.core.admission import Admission, AdmissionConfig
+from janus.errors import Unavailable
+from janus.messages.control import ClusterView, Heartbeat, LoadPlacement, Register
+from janus.model.checkpoint import Checkpoint
+from janus.runtime.cluster_client import ClusterClient
+from janus.runtime.http import HttpServer
+from janus.runtime.peers import PeerSet
+from janus.runtime.service import ServiceContext
+from janus_gateway.app import AppConfig, Gateway, create_app
+from janus_gateway.attention_pool import AttentionPool
+from janus_gateway.metrics import GatewayMetrics
+from janus_gateway.model import ServedModel
+
+log = structlog.get_logger()
+
+#: How long clients have to read the error that ends their stream when the drain limit is over.
+_LAST_WORDS_S = 0.5
+
+
+async def serve(context: ServiceContext, options: GatewayOptions) -> None:
+    """Run one gateway until ``context.stop``."""
+    model = await asyncio.to_thread(ServedModel.load, options.model, name=options.served_model_name)
+    fingerprint = await asyncio.to_thread(_fingerprint, options)
+    await GatewayService(context, options, model, fingerprint).run()
+
+
+def _fingerprint(options: GatewayOptions) -> str:
+    with contextlib.closing(Checkpoint.open(options.model)) as checkpoint:
+        return checkpoint.fingerprint
+
+
+class GatewayService:
+    """Owns the process's parts, and follows the cluster's views."""
+
+    def __init__(self, context: ServiceContext, options: GatewayOptions, model: ServedModel, fingerprint: str) -> None:
+        self._context = context
+        self._options = options
+        self._process = psutil.Process()
+        metrics = GatewayMetrics(model.name)
+        limits = AdmissionConfig(max_requests=options.max_queue, max_tokens=options.max_outstanding_tokens)
+        self._admission = Admission(limits)
+        identity = context.identity(fingerprint=fingerprint)
+        # The pool is the links' handler, and the set of links is the pool's; so one of them comes first, empty.
+        self._pool = AttentionPool(
+            admission=self._admission, metrics=metrics, recovery_timeout_s=options.recovery_timeout_s
+        )
+        self._peers = PeerSet(
+            role="attention",
+            identity=identity,
+            secret=context.secret,
+            transport=context.common.transport,
+            handler=self._pool,
+            on_up=lambda link: self._pool.retry_orphans(),
+            on_change=self._update_health,
+        )
+        self._pool.use_links(self._peers.links)
+        self._client = ClusterClient(common=context.common, identity=identity, secret=context.secret, events=self)
+        self._gateway = Gateway(
+            model=model,
+            backend=self._pool,
+            health=context.health,
+            metrics=metrics,
+            config=AppConfig(
+                api_key=options.api_key,
+                max_body_bytes=options.max_body_bytes,
+                request_timeout_s=options.request_timeout_s,
+                max_sequences=options.max_queue,
+            ),
+        )
+        self._http_port = 0
+
+    async def run(self) -> None:
+        """Start everything, wait for the end, stop everything."""
+        context, options = self._context, self._options
+        http = HttpServer(
+            create_app(self._gateway), host=options.http_host, port=options.http_port, field="--http-port"
+        )
+        self._http_port = http.port
+        await http.start()
+        context.announce(port=http.port, ops_port=http.port)
+        self._update_health()
+        self._client.start()
+        try:
+            await context.stop.wait()
+            await self._drain()
+        finally:
+            await http.close()
+            await self._peers.close("shutting down")
+            await self._client.close("shutting down")
+
+    async def _drain(self) -> None:
+        """Take nothing new (``/health`` says so), and give what is in flight its time."""
+        self._context.health.set("draining", "shutting down")
+        self._admission.drain()
+        self._client.leave("shutting down")
+        limit_s = self._options.common.drain_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._pool.wait_idle()
+        except TimeoutError:
+            log.warning("drain_cut_short", sequences=self._pool.in_flight, limit_s=limit_s)
+            self._pool.abort(Unavailable("The gateway is shutting down", code="draining", retry_after_s=1.0))
+            await asyncio.sleep(_LAST_WORDS_S)
+
+    def _update_health(self) -> None:
+        problems = self._pool.problems()
+        if self._context.health.set("joining" if problems else "ready", "; ".join(problems)):
+            log.info("health_changed", **self._context.health.report())
+            self._client.report_now()
+
+    # -- ClusterEvents -------------------------------------------------------------------------------------------
+
+    def register(self) -> Register:
+        """A gateway is dialled by nobody over UCX: its port is that of HTTP."""
+        return Register(
+            host=self._options.http_host, port=self._http_port, pid=self._process.pid, ops_port=self._http_port
+        )
+
+    def heartbeat(self) -> Heartbeat:
+        """State and load as ``janus status`` shows them."""
+        health, stats = self._context.health, self._pool.stats()
+        return Heartbeat(
+            state=health.state,
+            reason=health.reason,
+            unreachable=self._peers.unreachable(),
+            running=stats.running,
+            waiting=stats.waiting,
+            tokens=stats.tokens,
+            rss_bytes=self._process.memory_info().rss,
+        )
+
+    def on_view(self, view: ClusterView) -> None:
+        """Dial newcomers, drop the dead, and give waiting sequences to whoever is there now."""
+        self._peers.update(view.members)
+        self._pool.on_view(view)
+        self._update_health()
+
+    def on_load_placement(self, message: LoadPlacement) -> None:
+        """Gateways hold no experts."""
+        log.warning("unexpected_message", message="load_placement")
+
+    def on_fatal(self, problem: str) -> None:
+        """The controller will not have this gateway."""
+        log.error("refused_by_cluster", problem=problem)
+        self._context.health.set("failed", problem)
+        self._context.stop.set()
