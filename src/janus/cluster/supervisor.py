@@ -60,6 +60,11 @@ class Supervisor:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
         return f"http://{host}:{self._lives['gateway-0'].started.http_port}"
 
+    @property
+    def controller_ops(self) -> str:
+        """Base URL of the controller's operations endpoint."""
+        return f"http://127.0.0.1:{self._lives['controller-0'].started.ops_port}"
+
     async def start(self) -> None:
         """Start every instance and return once requests will be served.
 
@@ -127,7 +132,7 @@ class Supervisor:
 
     async def _missing(self) -> str:
         try:
-            return what_is_missing(await fetch_status(self._controller_ops))
+            return what_is_missing(await fetch_status(self.controller_ops))
         except (httpx.HTTPError, ValueError) as error:
             return f"the controller does not answer ({type(error).__name__})"
 
@@ -157,10 +162,6 @@ class Supervisor:
             self._write_state()
             return
 
-    @property
-    def _controller_ops(self) -> str:
-        return f"http://127.0.0.1:{self._lives['controller-0'].started.ops_port}"
-
     def _write_state(self) -> None:
         controller = self._lives["controller-0"].started
         self.directory.write(
@@ -169,7 +170,7 @@ class Supervisor:
                 pid=os.getpid(),
                 url=self.url,
                 controller=f"127.0.0.1:{controller.port}",
-                controller_ops=self._controller_ops,
+                controller_ops=self.controller_ops,
                 secret_file=str(self.secret_file),
                 model=str(self.options.model.resolve()),
                 served_model_name=self.options.model.resolve().name,

@@ -100,18 +100,20 @@ _CONFIG_HELP = (
 
 
 def _parameter(item: OptionField) -> inspect.Parameter:
-    info = item.info
-    about = [info.unit] if info.unit and item.metavar != info.unit.upper() else []
-    about.append(_default_text(item))
     flags = f"{item.flag}/--no-{item.flag[2:]}" if item.is_bool else item.flag
     return _keyword(
         item.name,
         bool | None if item.is_bool else str | None,
         flags,
-        help=f"{info.help} ({'; '.join(about)})",
+        help=help_text(item),
         metavar=None if item.is_bool else item.metavar,
-        rich_help_panel=info.panel,
+        rich_help_panel=item.info.panel,
     )
+
+
+def help_text(item: OptionField) -> str:
+    """What the help says of an option: its purpose and its default; the unit is the placeholder of the value."""
+    return f"{item.info.help} ({_default_text(item)})"
 
 
 def _keyword(name: str, annotation: Any, *flags: str, **settings: Any) -> inspect.Parameter:

@@ -29,7 +29,7 @@ SERVICES: Mapping[str, type] = {
 }
 _COMMON = "common"
 #: Names that do not belong to one service's options.
-SHARED_ENVIRONMENT = frozenset({"JANUS_SECRET", "JANUS_SECRET_FILE"})
+SHARED_ENVIRONMENT = frozenset({"JANUS_SECRET", "JANUS_SECRET_FILE", "JANUS_UCX_SPIN_US"})
 
 
 def resolve(cls: type[T], *, cli: Table, environ: Mapping[str, str], config: Path | None = None) -> T:

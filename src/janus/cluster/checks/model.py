@@ -1,0 +1,110 @@
+"""The model directory, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from janus.cluster.checks.finding import Finding, ok, problem, warning
+from janus.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from janus.model.config import ModelConfig
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+#: Resident size of an instance without weights and KV cache: interpreter, torch, UCX. Measured: 330-390 MiB.
+_BASE_BYTES = {"attention": 400 << 20, "expert": 400 << 20, "gateway": 150 << 20, "controller": 120 << 20}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that a cluster needs on one machine."""
+
+    attention_weights: int
+    expert_weights: int
+    kv_cache: int
+    processes: int
+
+    @property
+    def total(self) -> int:
+        return self.attention_weights + self.expert_weights + self.kv_cache + self.processes
+
+
+def check_model(path: Path, *, dtype: str, attention: int, experts: int, kv_cache_bytes: int) -> Iterator[Finding]:
+    """Config, tensors, split and memory of the model in ``path``. Nothing but headers is read."""
+    from janus.model.checkpoint import Checkpoint
+    from janus.model.config import ModelConfig
+
+    try:
+        config = ModelConfig.load(path)
+    except CheckpointError as error:
+        yield problem("model config", f"{error.where}: {error.problem}", error.remedy)
+        return
+    shape = f"{config.num_layers} layers, {config.num_moe_layers} with {config.num_experts} experts, top-{config.top_k}"
+    yield ok("model config", f"{config.family}: {shape}")
+    try:
+        Checkpoint.open(path, config).close()
+        yield ok("model weights", "every tensor is there, with the right shape")
+    except CheckpointError as error:
+        yield problem("model weights", f"{error.where}: {error.problem}", error.remedy)
+    if not (path / "tokenizer.json").is_file():
+        yield problem("tokenizer", f"{path / 'tokenizer.json'}: no such file", "copy it from where the model is from")
+    if experts > config.num_experts:
+        yield problem(
+            "experts", f"{experts} instances for {config.num_experts} experts", f"use --experts {config.num_experts}"
+        )
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        yield warning("dtype", "this CPU has no bfloat16 instructions", "use --dtype float32, which is faster here")
+    needed = estimate_memory(config, dtype=dtype, attention=attention, experts=experts, kv_cache_bytes=kv_cache_bytes)
+    yield check_memory(needed, psutil.virtual_memory().available)
+
+
+def estimate_memory(
+    config: ModelConfig, *, dtype: str, attention: int, experts: int, kv_cache_bytes: int
+) -> MemoryEstimate:
+    """What ``attention`` and ``experts`` instances of ``config`` need: weights by shape, the KV caches, the processes.
+
+    Every attention instance holds all of the attention half; the experts are held once, over all expert instances.
+    """
+    size = _DTYPE_BYTES[dtype]
+    heads = config.num_heads + 2 * config.num_kv_heads
+    per_layer = config.hidden_size * config.head_dim * (heads + config.num_heads)
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    dense = 3 * config.hidden_size * config.intermediate_size * (config.num_layers - config.num_moe_layers)
+    routers = config.num_moe_layers * config.num_experts * config.hidden_size
+    expert = 3 * config.hidden_size * config.moe_intermediate_size * config.num_experts * config.num_moe_layers
+    processes = attention * _BASE_BYTES["attention"] + experts * _BASE_BYTES["expert"]
+    return MemoryEstimate(
+        attention_weights=attention * size * (config.num_layers * per_layer + embeddings + dense + routers),
+        expert_weights=size * expert,
+        kv_cache=attention * kv_cache_bytes,
+        processes=processes + _BASE_BYTES["gateway"] + _BASE_BYTES["controller"],
+    )
+
+
+def check_memory(needed: MemoryEstimate, available: int) -> Finding:
+    """The estimate against what is free."""
+    detail = (
+        f"about {_gib(needed.total)} needed (weights {_gib(needed.attention_weights + needed.expert_weights)}, "
+        f"KV cache {_gib(needed.kv_cache)}, processes {_gib(needed.processes)}), {_gib(available)} free"
+    )
+    if needed.total > available:
+        return problem("memory", detail, "use --dtype bfloat16, fewer attention instances, or a smaller --kv-cache")
+    return ok("memory", detail)
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; True where that cannot be told."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return True
+    return any(word in text for word in ("amx_bf16", "avx512_bf16", " bf16"))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,151 @@
+"""Options: precedence of the sources, and an error that names the field and the remedy for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus.config import AttentionOptions, ControllerOptions, ExpertOptions, GatewayOptions, UpOptions
+from janus.config.sources import known_environment, load_config, resolve
+from janus.errors import ConfigError
+
+SECRET = "correct horse"
+ENV = {"JANUS_SECRET": SECRET}
+GIVEN = {"controller": "10.0.0.1:7700", "model": "/models/m"}
+
+
+def expert(cli: dict[str, Any] | None = None, env: dict[str, str] | None = None, config: Path | None = None) -> Any:
+    return resolve(ExpertOptions, cli=GIVEN | (cli or {}), environ=ENV | (env or {}), config=config)
+
+
+def write(path: Path, text: str) -> Path:
+    file = path / "cluster.toml"
+    file.write_text(text)
+    return file
+
+
+def test_command_line_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    config = write(tmp_path, "[expert]\nthreads = 1\nslots = 1\nport = 1\n[common]\nport = 2\nops_port = 2\n")
+    env = {"JANUS_EXPERT_THREADS": "2", "JANUS_EXPERT_SLOTS": "2"}
+    options = expert({"threads": "3"}, env, config)
+    assert (options.threads, options.slots, options.common.port, options.common.ops_port) == (3, 2, 1, 2)
+    assert options.dtype == "float32"
+
+
+def test_an_instance_without_a_name_gets_a_unique_one() -> None:
+    name = expert({"node": "rack7"}).common.name
+    assert name.startswith("expert-rack7-")
+    assert name.rsplit("-", 1)[1].isdecimal()
+
+
+def test_the_controller_needs_no_controller() -> None:
+    options = resolve(ControllerOptions, cli={"model": "/m"}, environ=ENV)
+    assert options.common.controller == ""
+
+
+def test_secrets_come_from_files_and_are_never_shown(tmp_path: Path) -> None:
+    key, secret = tmp_path / "key", tmp_path / "secret"
+    key.write_text("sk-abc\n")
+    secret.write_text("another long one\n")
+    environ = {"JANUS_SECRET_FILE": str(secret), "JANUS_GATEWAY_API_KEY_FILE": str(key)}
+    options = resolve(GatewayOptions, cli=GIVEN, environ=environ)
+    assert (options.common.secret, options.api_key) == ("another long one", "sk-abc")
+    assert "another long one" not in repr(options)
+    assert "sk-abc" not in repr(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4096", 4096), ("64KiB", 65536), ("1.5 GiB", 3 << 29), ("2M", 2 << 20), ("8mib", 8 << 20), ("8192B", 8192)],
+)
+def test_sizes_take_binary_suffixes(text: str, expected: int) -> None:
+    options = resolve(AttentionOptions, cli=GIVEN | {"kv_cache_bytes": text}, environ=ENV)
+    assert options.kv_cache_bytes == expected
+
+
+MISTAKES: list[tuple[dict[str, Any], dict[str, str], str, str]] = [
+    ({"threads": "-1"}, {}, "--threads", "at least 0"),
+    ({"threads": "two"}, {}, "--threads", "not a whole number"),
+    ({"threads": "1.5"}, {}, "--threads", "not a whole number"),
+    ({"dtype": "fp8"}, {}, "--dtype", "float32, bfloat16"),
+    ({"port": "70000"}, {}, "--port", "at most 65535"),
+    ({"ops_port": "-2"}, {}, "--ops-port", "at least -1"),
+    ({"drain_timeout_s": "nan"}, {}, "--drain-timeout", "at least 0"),
+    ({"drain_timeout_s": "soon"}, {}, "--drain-timeout", "not a number"),
+    ({"controller": "nowhere"}, {}, "--controller", "HOST:PORT"),
+    ({"controller": "host:0"}, {}, "--controller", "HOST:PORT"),
+    ({"host": ""}, {"JANUS_EXPERT_HOST": ""}, "--host", "is empty"),
+    ({"secret": "/no/such/file"}, {}, "--secret-file", "cannot read"),
+    ({}, {"JANUS_SECRET": "short"}, "JANUS_SECRET", "shorter than 8"),
+    ({}, {"JANUS_EXPERT_THREADS": "many"}, "JANUS_EXPERT_THREADS", "not a whole number"),
+    ({}, {"JANUS_EXPERT_SLOTS": "-4"}, "JANUS_EXPERT_SLOTS", "at least 0"),
+    ({}, {"JANUS_EXPERT_THREDS": "2"}, "JANUS_EXPERT_THREDS", "did you mean JANUS_EXPERT_THREADS?"),
+    ({}, {"JANUS_FROBNICATE": "2"}, "JANUS_FROBNICATE", "unset it"),
+]
+
+
+@pytest.mark.parametrize(("cli", "env", "field", "words"), MISTAKES)
+def test_a_mistake_names_where_it_was_made_and_the_remedy(
+    cli: dict[str, Any], env: dict[str, str], field: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expert(cli, env)
+    assert caught.value.field == field
+    assert words in str(caught.value)
+    assert caught.value.remedy
+
+
+FILES = [
+    ("[expert]\nthread = 2\n", "cluster.toml: expert.thread", "did you mean threads?"),
+    ("[experts]\nthreads = 2\n", "cluster.toml: [experts]", "did you mean expert?"),
+    ("[gateway]\ndtype = 'float32'\n", "cluster.toml: gateway.dtype", "is not an option"),
+    ("expert = 3\n", "cluster.toml: expert", "[expert]"),
+    ("[expert\n", "--config", "is not TOML"),
+    ("[expert]\nthreads = 'two'\n", "cluster.toml: expert.threads", "not a whole number"),
+    ("[expert]\nthreads = true\n", "cluster.toml: expert.threads", "boolean"),
+    ("[expert]\nthreads = -3\n", "cluster.toml: expert.threads", "at least 0"),
+    ("[expert]\nname = 3\n", "cluster.toml: expert.name", "not text"),
+    ("[common]\nsecret = 'in the clear'\n", "cluster.toml: common.secret", "secret_file"),
+    ("[common]\nsecret_file = 3\n", "cluster.toml: common.secret_file", "cannot read"),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "words"), FILES)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, field: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(ExpertOptions, cli=GIVEN, environ={} if "secret" in text else ENV, config=write(tmp_path, text))
+    assert caught.value.field == field
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("cls", "cli", "environ", "field"),
+    [
+        (ExpertOptions, {"controller": "h:1"}, ENV, "--model"),
+        (ExpertOptions, {"model": "/m"}, ENV, "--controller"),
+        (ExpertOptions, GIVEN, {}, "--secret-file"),
+        (AttentionOptions, GIVEN | {"token_budget": "8"}, ENV, "--token-budget"),
+        (AttentionOptions, GIVEN | {"block_size": "0"}, ENV, "--block-size"),
+        (GatewayOptions, GIVEN | {"max_body_bytes": "lots"}, ENV, "--max-body"),
+        (UpOptions, {"model": "/m", "name": "../x"}, {}, "--name"),
+        (UpOptions, {"model": "/m", "attention": "0"}, {}, "--attention"),
+    ],
+)
+def test_what_is_required_and_what_contradicts(
+    cls: type, cli: dict[str, str], environ: dict[str, str], field: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(cls, cli=cli, environ=environ)
+    assert caught.value.field == field
+
+
+def test_other_services_variables_are_no_mistake() -> None:
+    assert expert(env={"JANUS_GATEWAY_MAX_QUEUE": "7"}).threads == 0
+    assert "JANUS_UP_EXPERTS" in known_environment()
