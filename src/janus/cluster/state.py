@@ -51,6 +51,7 @@ class RunDirectory:
     def __init__(self, name: str, *, environ: Mapping[str, str] = os.environ) -> None:
         self.name = name
         self.path = _base(environ) / name
+        self._environ = environ
         self._lock: int | None = None
 
     def __enter__(self) -> RunDirectory:
@@ -118,7 +119,7 @@ class RunDirectory:
         return False
 
     def _not_running(self) -> ConfigError:
-        others = [other for other in running_clusters() if other != self.name]
+        others = [other for other in running_clusters(self._environ) if other != self.name]
         remedy = f"running are: {', '.join(others)}" if others else "start one with janus up --model PATH"
         return ConfigError("--name", f"no cluster {self.name!r} is running", remedy)
 
