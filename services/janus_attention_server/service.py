@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import psutil
 import structlog
+from janus.transport.endpoint import Listener, listen
 
 from janus.config.options import AttentionOptions
 from janus.core.batcher import BatcherStats
@@ -25,7 +27,6 @@ from janus.runtime.cluster_client import ClusterClient
 from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.service import ServiceContext
 from janus.runtime.step_loop import StepLoop
-from janus.transport.endpoint import Listener, listen
 from janus_attention_server.metrics import AttentionMetrics
 from janus_attention_server.sessions import GatewaySession
 from janus_attention_server.stepping import ExpertsState, Stepping
@@ -69,14 +70,14 @@ class AttentionService:
         self._listener: Listener | None = None
         self._ops_port = 0
         self._process = psutil.Process()
-        self._client = ClusterClient(
-            common=context.common, identity=self._identity, secret=context.secret, events=self
-        )
+        self._client = ClusterClient(common=context.common, identity=self._identity, secret=context.secret, events=self)
 
     async def run(self) -> None:
         """Start everything, wait for the end, stop everything."""
         context, common = self._context, self._context.common
-        ops = HttpServer(self._ops(), host=common.host, port=common.ops_port, field="--ops-port") if common.ops_port >= 0 else None
+        ops = None
+        if common.ops_port >= 0:
+            ops = HttpServer(self._ops(), host=common.host, port=common.ops_port, field="--ops-port")
         self._listener = await listen(
             common.transport,
             common.host,
@@ -110,7 +111,8 @@ class AttentionService:
         assert finished is not None
         stop = asyncio.create_task(self._context.stop.wait(), name="wait-for-stop")
         try:
-            await asyncio.wait({stop, finished}, return_when=asyncio.FIRST_COMPLETED)
+            waits: set[asyncio.Future[Any]] = {stop, finished}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop.cancel()
         if finished.done():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import structlog
 import torch
+from janus.transport.link import Link
 
 from janus.config.options import AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
@@ -24,7 +26,6 @@ from janus.model.kv_cache import PagedKVCache
 from janus.runtime.attention_engine import AttentionEngine, StepNews
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.peers import PeerSet
-from janus.transport.link import Link
 
 log = structlog.get_logger()
 
@@ -79,7 +80,9 @@ class Stepping:
             recovery_timeout_s=options.recovery_timeout_s,
             publish=self._publish,
         )
-        log.info("model_loaded", bytes_read=checkpoint.bytes_read, kv_blocks=batcher.config.num_blocks, device=str(device))
+        log.info(
+            "model_loaded", bytes_read=checkpoint.bytes_read, kv_blocks=batcher.config.num_blocks, device=str(device)
+        )
         self._apply_view()
         self._tell_experts()
         try:
@@ -112,7 +115,9 @@ class Stepping:
         blocks = options.kv_blocks or options.kv_cache_bytes // per_block
         if blocks < 1:
             raise ConfigError(
-                "--kv-cache", f"{options.kv_cache_bytes} bytes hold no block of {per_block}", f"give at least {per_block}"
+                "--kv-cache",
+                f"{options.kv_cache_bytes} bytes hold no block of {per_block}",
+                f"give at least {per_block}",
             )
         return BatcherConfig(
             max_running=options.max_running,
@@ -123,7 +128,7 @@ class Stepping:
             max_waiting=_MAX_WAITING,
         )
 
-    def _exchange(self, dtype: torch.dtype, device: torch.device) -> ExpertExchange:
+    def _exchange(self, dtype: torch.dtype, device: torch.device) -> ExpertExchange[Any]:
         options, config = self._options, self._checkpoint.config
         if options.experts == "local":
             bank = ExpertBank(config, config.num_moe_layers, config.num_experts, dtype, device)

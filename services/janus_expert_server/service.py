@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import psutil
 import structlog
@@ -181,7 +182,9 @@ _HELP = {
 }
 
 
-async def _first(wanted: asyncio.Future[object] | asyncio.Future[int], finished: asyncio.Future[None], *, timeout_s: float | None = None) -> None:
+async def _first(
+    wanted: asyncio.Future[Any], finished: asyncio.Future[None], *, timeout_s: float | None = None
+) -> None:
     """Wait for ``wanted``; raise what the step loop raised when that ended first, TimeoutError when neither came."""
     done, _ = await asyncio.wait({wanted, finished}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout_s)
     if wanted in done:

@@ -7,6 +7,8 @@ import time
 
 import msgspec
 import structlog
+from janus.transport.endpoint import Listener, listen
+from janus.transport.link import InFrame, Link
 from prometheus_client import CollectorRegistry, Gauge
 
 from janus.config.options import ControllerOptions
@@ -46,8 +48,6 @@ from janus.messages.control import (
 from janus.model.checkpoint import Checkpoint
 from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.service import ServiceContext
-from janus.transport.endpoint import Listener, listen
-from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger()
 
@@ -203,13 +203,13 @@ class ControllerService:
             case SendLoad():
                 self._post(self._links.get(action.instance), LoadPlacement(table=action.table))
             case SendFatal() | RefuseDuplicate():
-                link = self._links.get(action.instance)
-                if link is not None and link.peer.incarnation == action.incarnation:
-                    self._post(link, Fatal(problem=action.problem))
+                known = self._links.get(action.instance)
+                if known is not None and known.peer.incarnation == action.incarnation:
+                    self._post(known, Fatal(problem=action.problem))
             case MarkFailed():
-                link = self._links.pop(action.instance, None)
-                if link is not None:
-                    link.abort(action.why)
+                gone = self._links.pop(action.instance, None)
+                if gone is not None:
+                    gone.abort(action.why)
             case Log():
                 getattr(log, action.level)(action.event, **action.fields)
             case SendRegistered():

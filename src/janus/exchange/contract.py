@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,10 @@ class Receipt(Protocol):
         """The MoE layer, counted over MoE layers only."""
 
 
-class ExpertExchange(Protocol):
+ReceiptT = TypeVar("ReceiptT", bound=Receipt)
+
+
+class ExpertExchange(Protocol[ReceiptT]):
     """One MoE layer's round trip to the experts.
 
     Any number of receipts may be outstanding, so that a second micro-batch, or a shared expert, can compute meanwhile.
@@ -37,7 +40,7 @@ class ExpertExchange(Protocol):
 
     def dispatch(
         self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
-    ) -> Receipt:
+    ) -> ReceiptT:
         """Send each row of ``x_TH`` to its experts, and return at once.
 
         Args:
@@ -50,7 +53,7 @@ class ExpertExchange(Protocol):
             InstanceLost: an instance that hosts a chosen expert is not linked.
         """
 
-    async def combine(self, receipt: Receipt) -> torch.Tensor:
+    async def combine(self, receipt: ReceiptT) -> torch.Tensor:
         """Return y_TH, serving dtype: for each row, the sum over its experts of gate weight times output.
 
         The order of summation is fixed by the placement, never by timing. A cancelled call leaves the receipt's
@@ -62,7 +65,7 @@ class ExpertExchange(Protocol):
         """
 
     def activated(self) -> dict[str, list[int]]:
-        """Experts that the last dispatch of each MoE layer activated, per instance: ``{instance: [count per layer]}``."""
+        """Experts activated by the last dispatch of each MoE layer: ``{instance: [count per layer]}``."""
 
     async def close(self) -> None:
         """Fail what is outstanding and release the links."""

@@ -159,7 +159,8 @@ class DirectExchange:
             for index in np.flatnonzero(assignment.load):
                 name = placement.instances[index]
                 self._activated[name][layer] = int(assignment.load[index])
-                self._post(receipt, name, x_TH, instance_TK == index, slot_TK, weights_TK, placement.epoch)
+                slots_TK = np.where(instance_TK == index, slot_TK, -1)
+                self._post(receipt, name, placement.epoch, x_TH=x_TH, slots_TK=slots_TK, weights_TK=weights_TK)
         except LinkError as error:
             self._forget(receipt)
             raise InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,)) from error
@@ -175,28 +176,28 @@ class DirectExchange:
         self,
         receipt: DirectReceipt,
         name: str,
-        x_TH: torch.Tensor,
-        here_TK: npt.NDArray[np.bool_],
-        slot_TK: npt.NDArray[np.int32],
-        weights_TK: npt.NDArray[np.float32],
         epoch: int,
+        *,
+        x_TH: torch.Tensor,
+        slots_TK: npt.NDArray[np.int32],
+        weights_TK: npt.NDArray[np.float32],
     ) -> None:
         link = self._links.get(name)
         if link is None:
             raise LinkError(name, "is not linked")
-        touched_T = here_TK.any(axis=1)
+        touched_T = slots_TK.max(axis=1) >= 0
         rows = None if touched_T.all() else np.flatnonzero(touched_T)
         count = x_TH.shape[0] if rows is None else len(rows)
-        layout = DispatchLayout(count, x_TH.shape[1], slot_TK.shape[1], self._dtype)
+        layout = DispatchLayout(count, x_TH.shape[1], slots_TK.shape[1], self._dtype)
         frame = link.allocate(layout.nbytes)
         x, slots, weights = layout.views(frame.payload)
         if rows is None:
             x.copy_(x_TH)
-            np.copyto(slots, np.where(here_TK, slot_TK, -1))
+            np.copyto(slots, slots_TK)
             np.copyto(weights, weights_TK)
         else:
             x.copy_(x_TH[torch.from_numpy(rows).to(x_TH.device)])
-            np.copyto(slots, np.where(here_TK[rows], slot_TK[rows], -1))
+            np.take(slots_TK, rows, axis=0, out=slots)
             np.take(weights_TK, rows, axis=0, out=weights)
         request_id = next(self._ids)
         link.post(

@@ -1,7 +1,7 @@
 """The payload of dispatch and combine frames: sections that start on 64-byte boundaries, seen as tensors, not copied.
 
-    dispatch   x [rows, H] wire dtype | slots [rows, K] int32 | weights [rows, K] float32
-    combine    y [rows, H] wire dtype
+dispatch   x [rows, H] wire dtype | slots [rows, K] int32 | weights [rows, K] float32
+combine    y [rows, H] wire dtype
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine of an attention instance: plan a step, run the model through all layers, sample, publish. Step loop only."""
+"""The engine of an attention instance: plan a step, run the model, sample, publish. On the step loop only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import torch
@@ -18,7 +19,7 @@ from janus.messages.control import Submit, TokenDelta
 from janus.model.attention_model import AttentionModel, StepBatch
 from janus.model.kv_cache import PagedKVCache
 from janus.model.sampler import sample
-from janus.runtime.step_times import Stopwatch, StepTimes
+from janus.runtime.step_times import StepTimes, Stopwatch
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ class AttentionEngine:
         model: AttentionModel,
         kv: PagedKVCache,
         batcher: Batcher,
-        exchange: ExpertExchange,
+        exchange: ExpertExchange[Any],
         recovery_timeout_s: float,
         publish: Callable[[StepNews], None],
     ) -> None:
@@ -222,7 +223,12 @@ class AttentionEngine:
             )
 
     def _act(
-        self, actions: Sequence[Action], origin: Submit | None = None, *, step: StepPlan | None = None, step_s: float = 0.0
+        self,
+        actions: Sequence[Action],
+        origin: Submit | None = None,
+        *,
+        step: StepPlan | None = None,
+        step_s: float = 0.0,
     ) -> None:
         deltas: list[TokenDelta] = []
         finished: list[Finish] = []

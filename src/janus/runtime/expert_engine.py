@@ -1,4 +1,4 @@
-"""The engine of an expert instance: take dispatches in, compute what waits for one layer together, answer. Step loop."""
+"""The engine of an expert instance: dispatches in, what waits for one layer computed together, answers out."""
 
 from __future__ import annotations
 

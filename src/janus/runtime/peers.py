@@ -11,8 +11,9 @@ import structlog
 from janus.errors import LinkError
 from janus.messages.control import Identity, Member, Role
 from janus.runtime.backoff import Backoff, Reminder
-from janus.transport.endpoint import TransportKind, connect
+from janus.transport.endpoint import connect
 from janus.transport.link import Link, LinkHandler
+from janus.transport.wire import TransportKind
 
 log = structlog.get_logger()
 

@@ -61,11 +61,11 @@ class ServiceContext:
             dtype=dtype,
         )
 
-    def announce(self, *, port: int, ops_port: int) -> None:
-        """Tell whoever started this process, on stdout, where it listens."""
-        line = {"event": "listening", "instance": self.common.name, "port": port, "ops_port": ops_port}
-        print(json.dumps(line), flush=True)
-        log.info("listening", port=port, ops_port=ops_port)
+    def announce(self, *, port: int, ops_port: int, **more_ports: int) -> None:
+        """Tell whoever started this process, on stdout, where it listens (a gateway also has an ``http_port``)."""
+        ports = {"port": port, "ops_port": ops_port, **more_ports}
+        print(json.dumps({"event": "listening", "instance": self.common.name, **ports}), flush=True)
+        log.info("listening", **ports)
 
 
 def run(main: Callable[[ServiceContext], Awaitable[None]], *, role: Role, common: CommonOptions) -> int:

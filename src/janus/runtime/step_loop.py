@@ -97,4 +97,8 @@ class StepLoop:
     def cancel(self) -> None:
         """Ask the main coroutine to end; ``finished`` says when it has."""
         if self._main is not None:
-            self.call(self._main.cancel)
+            self.call(self._cancel_main)
+
+    def _cancel_main(self) -> None:
+        if self._main is not None:
+            self._main.cancel()
