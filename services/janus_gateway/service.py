@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import psutil
 import structlog
@@ -12,9 +11,8 @@ from janus.config.options import GatewayOptions
 from janus.core.admission import Admission, AdmissionConfig
 from janus.errors import Unavailable
 from janus.messages.control import ClusterView, Heartbeat, LoadPlacement, Register
-from janus.model.checkpoint import Checkpoint
 from janus.runtime.cluster_client import ClusterClient
-from janus.runtime.http import HttpServer
+from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.peers import PeerSet
 from janus.runtime.service import ServiceContext
 from janus_gateway.app import AppConfig, Gateway, create_app
@@ -31,26 +29,21 @@ _LAST_WORDS_S = 0.5
 async def serve(context: ServiceContext, options: GatewayOptions) -> None:
     """Run one gateway until ``context.stop``."""
     model = await asyncio.to_thread(ServedModel.load, options.model, name=options.served_model_name)
-    fingerprint = await asyncio.to_thread(_fingerprint, options)
-    await GatewayService(context, options, model, fingerprint).run()
-
-
-def _fingerprint(options: GatewayOptions) -> str:
-    with contextlib.closing(Checkpoint.open(options.model)) as checkpoint:
-        return checkpoint.fingerprint
+    await GatewayService(context, options, model).run()
 
 
 class GatewayService:
     """Owns the process's parts, and follows the cluster's views."""
 
-    def __init__(self, context: ServiceContext, options: GatewayOptions, model: ServedModel, fingerprint: str) -> None:
+    def __init__(self, context: ServiceContext, options: GatewayOptions, model: ServedModel) -> None:
         self._context = context
         self._options = options
         self._process = psutil.Process()
-        metrics = GatewayMetrics(model.name)
+        self._metrics = metrics = GatewayMetrics(model.name)
         limits = AdmissionConfig(max_requests=options.max_queue, max_tokens=options.max_outstanding_tokens)
         self._admission = Admission(limits)
-        identity = context.identity(fingerprint=fingerprint)
+        # No fingerprint: it covers the weights, and a gateway's host may have config and tokenizer alone.
+        identity = context.identity()
         # The pool is the links' handler, and the set of links is the pool's; so one of them comes first, empty.
         self._pool = AttentionPool(
             admission=self._admission, metrics=metrics, recovery_timeout_s=options.recovery_timeout_s
@@ -78,24 +71,28 @@ class GatewayService:
                 max_sequences=options.max_queue,
             ),
         )
-        self._http_port = 0
+        self._http_port = self._ops_port = 0
 
     async def run(self) -> None:
         """Start everything, wait for the end, stop everything."""
-        context, options = self._context, self._options
-        http = HttpServer(
-            create_app(self._gateway), host=options.http_host, port=options.http_port, field="--http-port"
-        )
-        self._http_port = http.port
-        await http.start()
-        context.announce(port=http.port, ops_port=http.port)
-        self._update_health()
-        self._client.start()
+        context, common, options = self._context, self._context.common, self._options
+        app = create_app(self._gateway)
+        servers = [HttpServer(app, host=options.http_host, port=options.http_port, field="--http-port")]
+        if common.ops_port >= 0:
+            # The same answers as on the public port, for those who keep that one behind a proxy.
+            ops = ops_app(context.health, self._metrics.registry, refresh=self._metrics.refresh)
+            servers.append(HttpServer(ops, host=common.host, port=common.ops_port, field="--ops-port"))
+        self._http_port, self._ops_port = servers[0].port, servers[-1].port
         try:
+            for server in servers:
+                await server.start()
+            context.announce(port=self._http_port, ops_port=self._ops_port, http_port=self._http_port)
+            self._update_health()
+            self._client.start()
             await context.stop.wait()
             await self._drain()
         finally:
-            await http.close()
+            await asyncio.gather(*(server.close() for server in servers))
             await self._peers.close("shutting down")
             await self._client.close("shutting down")
 
@@ -124,7 +121,7 @@ class GatewayService:
     def register(self) -> Register:
         """A gateway is dialled by nobody over UCX: its port is that of HTTP."""
         return Register(
-            host=self._options.http_host, port=self._http_port, pid=self._process.pid, ops_port=self._http_port
+            host=self._options.http_host, port=self._http_port, pid=self._process.pid, ops_port=self._ops_port
         )
 
     def heartbeat(self) -> Heartbeat:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from janus.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used: ``ModelConfig`` needs the parameters alone, and the gateway no torch
 
 SUPPORTED_ROPE_TYPES = ("default", "linear", "yarn")
 
@@ -80,6 +81,8 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int) -> tuple[torch.Tens
     yarn follows "YaRN: Efficient Context Window Extension of Large Language Models" (arXiv 2309.00071), with the
     choices of the transformers implementation, which checkpoints are published against.
     """
+    import torch
+
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     base = rope.theta**exponents
     if rope.type == "default":
@@ -132,5 +135,7 @@ class RopeTable:
         return self._cos_sin.index_select(0, positions)
 
     def _build(self, count: int) -> torch.Tensor:
+        import torch
+
         angles = torch.arange(count, dtype=torch.float32)[:, None] * self._inverse
         return torch.cat((angles.cos() * self._factor, angles.sin() * self._factor), dim=-1).to(self._device)
