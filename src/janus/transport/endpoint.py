@@ -19,6 +19,8 @@ from janus.transport.link import Link, LinkHandler, LinkOptions
 from janus.transport.tcp import TcpTransport
 from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, Transport, TransportKind, Wire
 
+__all__ = ["Listener", "TransportKind", "admit_all", "connect", "listen"]
+
 log = structlog.get_logger(__name__)
 
 #: A refusal is a frame like any other: the wire stays this long for it to arrive.
@@ -33,7 +35,7 @@ def transport(kind: TransportKind) -> Transport:
         return TcpTransport()
     if kind == "inproc":
         return InprocTransport()
-    from janus.transport.ucx import UcxTransport
+    from janus.transport.ucx_wire import UcxTransport
 
     return UcxTransport()
 
@@ -131,10 +133,7 @@ class _Opening:
 
 def _decode(buffer: Buffer, nbytes: int) -> Message:
     """Return the message in a handshake frame. Raises ``ValueError`` for anything else."""
-    header = framing.unpack(buffer.view[:nbytes], max_payload=MAX_UNPROVEN_FRAME_BYTES)
-    if header.payload_len != nbytes - HEADER_BYTES:
-        here = nbytes - HEADER_BYTES
-        raise ValueError(f"truncated frame: the header announces {header.payload_len} bytes, {here} came")
+    header = framing.unpack(buffer.view[:nbytes], max_payload=MAX_UNPROVEN_FRAME_BYTES, exact=True)
     if header.kind != Kind.CONTROL:
         raise ValueError(f"a {header.kind.name} frame before the handshake was done")
     return decode(buffer.view[HEADER_BYTES:nbytes])
@@ -171,18 +170,25 @@ class Listener:
     @property
     def links(self) -> tuple[Link, ...]:
         """The links that are up."""
-        self._links = {link for link in self._links if not link.closed}
-        return tuple(self._links)
+        return tuple(link for link in self._links if not link.closed)
 
     async def close(self, reason: str = "the instance stops", *, timeout_s: float = 2.0) -> None:
-        """Stop accepting, then close every link, delivering what was posted. Idempotent."""
+        """Stop accepting, then close every link, delivering what was posted. Idempotent.
+
+        On return the port is free, unless a peer keeps its side of the connection open.
+        """
         self._closing = True
         self._stop()
         for opening in list(self._openings):
             opening.fail(LinkClosed(opening.wire.address, f"closed: {reason}"))
         async with asyncio.TaskGroup() as group:
-            for link in self.links:
-                group.create_task(link.close(reason, timeout_s=timeout_s), name=f"close[{link.peer.instance}]")
+            for link in self._links:
+                group.create_task(self._close_link(link, reason, timeout_s), name=f"close[{link.peer.instance}]")
+
+    @staticmethod
+    async def _close_link(link: Link, reason: str, timeout_s: float) -> None:
+        await link.close(reason, timeout_s=timeout_s)
+        await link.wait_gone()
 
     def _started(self, port: int, stop: Callable[[], None]) -> None:
         self._port, self._stop = port, stop
@@ -208,7 +214,7 @@ class Listener:
     def _opened(self, opening: _Opening, result: Link | LinkError) -> None:
         self._openings.discard(opening)
         if isinstance(result, Link):
-            self._links = {link for link in self._links if not link.closed} | {result}
+            self._links = {link for link in self._links if not link.gone} | {result}
 
 
 async def listen(

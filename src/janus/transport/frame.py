@@ -19,7 +19,7 @@ Header (little endian)::
     48      4     seq          number of this frame on its link, modulo 2**32
     52      4     ack          frames taken by the sender of this frame so far (returns credits), modulo 2**32
     56      4     deadline_ms  how long the sender will wait for the answer, 0 for no answer
-    60      4     reserved     0
+    60      4     elapsed_us   microseconds the instance took to compute the answer (combine), else 0
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Header:
     seq: int = 0
     ack: int = 0
     deadline_ms: int = 0
+    elapsed_us: int = 0
 
 
 Writable = bytearray | memoryview
@@ -94,6 +95,7 @@ def pack_fields(
     rows: int = 0,
     cols: int = 0,
     deadline_ms: int = 0,
+    elapsed_us: int = 0,
     flags: int = 0,
 ) -> None:
     """Write a header into the first 64 bytes of ``buffer`` without building a ``Header`` (the sending fast path).
@@ -120,7 +122,7 @@ def pack_fields(
         seq,
         ack,
         deadline_ms,
-        0,
+        elapsed_us,
     )
 
 
@@ -140,15 +142,17 @@ def pack_into(buffer: Writable, header: Header) -> None:
         rows=header.rows,
         cols=header.cols,
         deadline_ms=header.deadline_ms,
+        elapsed_us=header.elapsed_us,
         flags=header.flags,
     )
 
 
-def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES) -> Header:
-    """Return the header at the start of ``buffer``.
+def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, exact: bool = False) -> Header:
+    """Return the header at the start of ``buffer``. ``exact``: the buffer is the whole frame and nothing else.
 
     Raises:
-        ValueError: too short, wrong magic or version, unknown kind or dtype, or a payload over ``max_payload``.
+        ValueError: too short, wrong magic or version, unknown kind or dtype, a payload over ``max_payload``, or (if
+            ``exact``) of another size than the header says.
     """
     if len(buffer) < HEADER_BYTES:
         raise ValueError(f"truncated frame: {len(buffer)} bytes, the header alone has {HEADER_BYTES}")
@@ -160,9 +164,12 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES) -> Header:
     known = _KINDS.get(kind)
     if known is None:
         raise ValueError(f"unknown frame kind {kind}")
-    flags, request_id, payload_len, _, epoch, layer, dtype, top_k, rows, cols, seq, ack, deadline_ms, _ = rest
+    flags, request_id, payload_len, _, epoch, layer, dtype, top_k, rows, cols, seq, ack, deadline_ms, elapsed = rest
     if payload_len > max_payload:
         raise ValueError(f"payload of {payload_len} bytes exceeds the limit of {max_payload}")
+    if exact and payload_len != len(buffer) - HEADER_BYTES:
+        here = len(buffer) - HEADER_BYTES
+        raise ValueError(f"truncated frame: the header announces {payload_len} bytes of payload, {here} came")
     if dtype >= len(DTYPES):
         raise ValueError(f"unknown dtype code {dtype}")
     return Header(
@@ -179,4 +186,5 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES) -> Header:
         seq=seq,
         ack=ack,
         deadline_ms=deadline_ms,
+        elapsed_us=elapsed,
     )

@@ -12,140 +12,35 @@ All methods are for the link's own event loop, except ``InFrame.release``.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
-from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
-from janus.errors import DeadlineExceeded, LinkBroken, LinkBusy, LinkClosed, LinkError, ProtocolViolation
+from janus.errors import LinkBroken, LinkBusy, LinkClosed, LinkError, ProtocolViolation
 from janus.messages import Message, decode, encode
 from janus.messages.control import Identity
-from janus.transport import frame as framing
-from janus.transport.buffers import Buffer, Bytes
-from janus.transport.frame import HEADER_BYTES, Header, Kind
+from janus.transport.buffers import Buffer
+from janus.transport.contract import InFrame, LinkHandler, LinkOptions, LinkStats, OutFrame
+from janus.transport.frame import FIRST_LINK_KIND, HEADER_BYTES, Header, Kind, pack_fields, unpack
+from janus.transport.heartbeat import Heartbeat
+from janus.transport.waiting import Calls, CreditQueue, again
+from janus.transport.window import ReceiveWindow, SendWindow
 from janus.transport.wire import Wire
+
+__all__ = ["InFrame", "Link", "LinkHandler", "LinkOptions", "LinkStats", "OutFrame"]
 
 log = structlog.get_logger(__name__)
 
-_SEQ_MASK = 0xFFFFFFFF
-#: Request ids of ``call`` have bit 63 set, and bit 62 on the listening side, so an answer is never taken for a request.
-_CALL_BIT = 1 << 63
-_LISTENER_BIT = 1 << 62
-#: A tick that comes this late means that our own loop stood still; the peer is not to blame for that silence.
-_STALL_S = 0.25
-#: After the peer's BYE: how long its connection is kept so that our BYE_ACK reaches it.
+#: After the peer's BYE: how long its wire is kept so that our BYE_ACK reaches it.
 _LINGER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkOptions:
-    """How a link behaves. The same on both sides is sensible, not required."""
-
-    #: Frames that the peer may send before it must wait for us to take some.
-    credits: int = 64
-    #: A PING goes out this often, in seconds.
-    heartbeat_s: float = 0.5
-    #: Nothing heard for so many seconds means that the peer is gone.
-    silence_s: float = 3.0
-    #: Largest payload accepted, in bytes.
-    max_payload: int = framing.MAX_PAYLOAD_BYTES
-    #: The handshake must be done within so many seconds.
-    handshake_s: float = 3.0
-    #: Listener only: connections that may be in the handshake at a time.
-    max_handshakes: int = 64
-
-
-class LinkHandler(Protocol):
-    """Who a link reports to. All methods are called on the loop and must not block."""
-
-    def on_message(self, link: Link, request_id: int, message: Message) -> None:
-        """A control message that is not the answer to a ``call``. To answer it: ``link.reply(request_id, ...)``."""
-
-    def on_frame(self, link: Link, frame: InFrame) -> None:
-        """A DISPATCH or COMBINE frame. Keep it as long as its payload is used."""
-
-    def on_closed(self, link: Link, error: LinkError) -> None:
-        """The link is down: ``LinkClosed``, ``LinkBroken`` or ``ProtocolViolation``. Called exactly once."""
-
-
-class OutFrame:
-    """A frame to fill and ``post``. ``payload``: uint8, 64-byte aligned, writable."""
-
-    __slots__ = ("_buffer", "payload")
-
-    def __init__(self, payload: Bytes, buffer: Buffer) -> None:
-        self.payload = payload
-        self._buffer: Buffer | None = buffer
-
-
-class InFrame:
-    """A received tensor frame. ``payload``: uint8, 64-byte aligned, writable, the receiver's until ``release``.
-
-    A frame that is dropped without ``release`` returns its credit all the same, but not its memory to the pool, so
-    views of ``payload`` that are still around stay valid.
-    """
-
-    __slots__ = ("_buffer", "_link", "header", "payload")
-
-    def __init__(
-        self, header: Header, payload: Bytes, *, buffer: Buffer | None = None, link: Link | None = None
-    ) -> None:
-        self.header = header
-        self.payload = payload
-        self._buffer = buffer
-        self._link = link
-
-    def release(self) -> None:
-        """Give memory and credit back. No view of ``payload`` may be used afterwards. Idempotent, from any thread."""
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            buffer.release()
-        self._return_credit()
-
-    def _return_credit(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link._taken()
-
-    def __del__(self) -> None:
-        self._return_credit()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkStats:
-    """A snapshot for ``/metrics`` and ``janus status``. Frames and bytes (headers included) since the start."""
-
-    frames_in: int
-    frames_out: int
-    bytes_in: int
-    bytes_out: int
-    #: Frames that may be sent right now without waiting.
-    credits: int
-    #: Frames sent that the peer has not taken yet.
-    in_flight: int
-    #: Frames received that have not been released here yet.
-    held: int
-    #: Round trip of the last PING in milliseconds, ``None`` before the first.
-    rtt_ms: float | None
-    #: Seconds since the handshake.
-    age_s: float
+_MAX_REASON_BYTES = 1024
 
 
 class Link:
     """One end of a link. Made by ``janus.transport.connect`` and ``listen``, never directly."""
 
     def __init__(
-        self,
-        wire: Wire,
-        *,
-        local: Identity,
-        peer: Identity,
-        options: LinkOptions,
-        credits: int,
-        listening: bool,
+        self, wire: Wire, *, local: Identity, peer: Identity, options: LinkOptions, credits: int, listening: bool
     ) -> None:
         self.peer = peer
         self.local = local
@@ -155,43 +50,27 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._handler: LinkHandler | None = None
-        self._error: LinkError | None = None
-        self._done: asyncio.Future[LinkError] = self._loop.create_future()
-        # Once set, nothing more may be posted: our close(), or the peer's BYE.
-        self._ending: LinkError | None = None
-        self._bye_received = False
-        self._lingering = False
-        # Sending: frames on the wire, and those of them that cost a credit.
-        self._seq_out = 0
-        self._window = credits
-        self._sent = 0
-        self._acked = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        # Receiving.
-        self._seq_in = 0
-        self._received = 0
-        self._taken_count = 0
-        self._ack_sent = 0
-        self._credit_every = max(1, options.credits // 2)
-        # Calls.
-        self._call_bits = _CALL_BIT | (_LISTENER_BIT if listening else 0)
-        self._call_ids = itertools.count(self._call_bits)
-        self._calls: dict[int, asyncio.Future[Message]] = {}
-        # Watching.
-        now = self._loop.time()
-        self._born = self._last_heard = now
-        self._tick_due = now + options.heartbeat_s
-        self._timer = self._loop.call_at(self._tick_due, self._tick)
-        self._rtt_s: float | None = None
+        self._out = SendWindow(credits)
+        self._in = ReceiveWindow(options.credits)
+        self._calls = Calls(peer.instance, listening=listening)
+        self._senders = CreditQueue(peer.instance)
         self._bytes_in = self._bytes_out = 0
-        self._close_timer: asyncio.TimerHandle | None = None
+        self._born = now = self._loop.time()
+        self._heartbeat = Heartbeat(now, interval_s=options.heartbeat_s, silence_s=options.silence_s)
+        self._timer = self._loop.call_at(self._heartbeat.due, self._tick)
+        # Set by our close() or by the end of the link: nothing more may be posted.
+        self._ending: LinkError | None = None
+        self._error: LinkError | None = None
+        self._bye_received = False
+        self._down: asyncio.Future[LinkError] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
 
     def __repr__(self) -> str:
         state = "up" if self._error is None else f"down: {self._error}"
         return f"<Link {self.local.instance} - {self.peer.instance} at {self.address}, {state}>"
 
     def attach(self, handler: LinkHandler) -> None:
-        """Start delivering to ``handler``. For the opening of links only."""
+        """Start delivering to ``handler``. For ``janus.transport.endpoint`` only."""
         self._handler = handler
         self._wire.max_frame = self._options.max_payload + HEADER_BYTES
         self._wire.start(self)
@@ -211,23 +90,33 @@ class Link:
     @property
     def credits(self) -> int:
         """Frames that may be posted right now."""
-        return self._window - (self._sent - self._acked)
+        return self._out.credits
 
     async def wait_closed(self) -> LinkError:
         """Return why the link went down, once it has. Cancelling the wait changes nothing."""
-        return await asyncio.shield(self._done)
+        return await asyncio.shield(self._down)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the link is down and its connection dropped too."""
+        return self._gone.done()
+
+    async def wait_gone(self) -> None:
+        """Return once the link is down and its connection dropped too, at most a second later."""
+        await asyncio.shield(self._gone)
 
     def stats(self) -> LinkStats:
         """Return counters; see ``LinkStats``."""
+        rtt_s = self._heartbeat.rtt_s
         return LinkStats(
-            frames_in=self._seq_in,
-            frames_out=self._seq_out,
+            frames_in=self._in.frames,
+            frames_out=self._out.frames,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
-            credits=self.credits,
-            in_flight=self._sent - self._acked,
-            held=self._received - self._taken_count,
-            rtt_ms=None if self._rtt_s is None else self._rtt_s * 1e3,
+            credits=self._out.credits,
+            in_flight=self._out.sent - self._out.acked,
+            held=self._in.held,
+            rtt_ms=None if rtt_s is None else rtt_s * 1e3,
             age_s=self._loop.time() - self._born,
         )
 
@@ -261,19 +150,21 @@ class Link:
             ValueError: the frame has been posted already, or ``payload_len`` exceeds it.
         """
         self._require_credit()
-        buffer, payload = frame._buffer, frame.payload
+        buffer, room = frame._buffer, len(frame.payload)
         if buffer is None:
             raise ValueError("this frame has been posted already")
-        nbytes = len(payload) if payload_len is None else payload_len
-        if not 0 <= nbytes <= len(payload):
-            raise ValueError(f"payload_len {nbytes} exceeds the frame's {len(payload)} bytes")
-        framing.pack_fields(
+        nbytes = room if payload_len is None else payload_len
+        if not 0 <= nbytes <= room:
+            raise ValueError(f"payload_len {nbytes} exceeds the frame's {room} bytes")
+        frame._buffer = None
+        self._out.sent += 1
+        pack_fields(
             buffer.view,
             kind,
             request_id,
             nbytes,
-            seq=self._seq_out & _SEQ_MASK,
-            ack=self._taken_count & _SEQ_MASK,
+            seq=self._out.next_seq(),
+            ack=self._in.ack(),
             epoch=epoch,
             layer=layer,
             dtype=dtype,
@@ -282,9 +173,8 @@ class Link:
             cols=cols,
             deadline_ms=deadline_ms,
         )
-        frame._buffer = None
-        self._sent += 1
-        self._transmit(buffer, HEADER_BYTES + nbytes)
+        self._bytes_out += HEADER_BYTES + nbytes
+        self._wire.send(buffer, HEADER_BYTES + nbytes)
 
     def post_message(self, message: Message, *, request_id: int = 0) -> None:
         """Send ``message`` without waiting.
@@ -294,8 +184,9 @@ class Link:
             LinkClosed, LinkBroken, ProtocolViolation: the link is down or going down.
         """
         self._require_credit()
-        self._sent += 1
-        self._send_small(Kind.CONTROL, request_id, encode(message))
+        payload = encode(message)
+        self._out.sent += 1
+        self._send(Kind.CONTROL, request_id, payload)
 
     def reply(self, request_id: int, message: Message) -> None:
         """Answer the message or frame that came with ``request_id``; raises as ``post_message`` does."""
@@ -309,8 +200,8 @@ class Link:
             LinkClosed, LinkBroken, ProtocolViolation: the link is down or went down.
         """
         deadline = self._loop.time() + timeout_s
-        while self._ending is None and self.credits <= 0:
-            await self._wait_for_credit(deadline, timeout_s)
+        while self._ending is None and self._out.credits <= 0:
+            await self._senders.wait(deadline=deadline, timeout_s=timeout_s)
         self.post_message(message, request_id=request_id)
 
     async def call(self, message: Message, *, timeout_s: float) -> Message:
@@ -321,65 +212,23 @@ class Link:
             LinkClosed, LinkBroken, ProtocolViolation: the link is down or went down before the answer.
         """
         deadline = self._loop.time() + timeout_s
-        request_id = next(self._call_ids)
+        request_id = self._calls.next_id()
         await self.send_message(message, request_id=request_id, timeout_s=timeout_s)
-        answer: asyncio.Future[Message] = self._loop.create_future()
-        self._calls[request_id] = answer
-        late = DeadlineExceeded(self.peer.instance, f"no answer to {type(message).__name__} within {timeout_s:g} s")
-        timer = self._loop.call_at(deadline, _fail, answer, late)
-        try:
-            return await answer
-        finally:
-            timer.cancel()
-            self._calls.pop(request_id, None)
+        return await self._calls.answer(request_id, type(message).__name__, deadline=deadline, timeout_s=timeout_s)
 
     def _require_credit(self) -> None:
         if self._ending is not None:
-            raise _again(self._ending)
-        if self._sent - self._acked >= self._window:
-            raise LinkBusy(self.peer.instance, f"{self._window} frames are on their way and not taken yet")
+            raise again(self._ending)
+        if self._out.credits <= 0:
+            raise LinkBusy(self.peer.instance, f"{self._out.limit} frames are on their way and not taken yet")
 
-    async def _wait_for_credit(self, deadline: float, timeout_s: float) -> None:
-        credit: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(credit)
-        late = DeadlineExceeded(self.peer.instance, f"no credit to send within {timeout_s:g} s")
-        timer = self._loop.call_at(deadline, _fail, credit, late)
-        try:
-            await credit
-        except asyncio.CancelledError:
-            if credit.done() and not credit.cancelled():
-                self._wake_waiters()  # the credit that we were given is the next one's
-            raise
-        finally:
-            timer.cancel()
-            if credit in self._waiters:
-                self._waiters.remove(credit)
-
-    def _wake_waiters(self) -> None:
-        for _ in range(min(self.credits, len(self._waiters))):
-            credit = self._waiters.popleft()
-            if not credit.done():
-                credit.set_result(None)
-
-    def _send_small(self, kind: Kind, request_id: int, payload: bytes) -> None:
-        buffer = self._wire.pool.take(HEADER_BYTES + len(payload))
-        framing.pack_fields(
-            buffer.view,
-            kind,
-            request_id,
-            len(payload),
-            seq=self._seq_out & _SEQ_MASK,
-            ack=self._taken_count & _SEQ_MASK,
-        )
+    def _send(self, kind: Kind, request_id: int = 0, payload: bytes = b"") -> None:
         nbytes = HEADER_BYTES + len(payload)
-        if payload:
-            buffer.view[HEADER_BYTES:nbytes] = payload
-        self._transmit(buffer, nbytes)
-
-    def _transmit(self, buffer: Buffer, nbytes: int) -> None:
-        self._seq_out += 1
+        buffer = self._wire.pool.take(nbytes)
+        seq, ack = self._out.next_seq(), self._in.ack()
+        pack_fields(buffer.view, kind, request_id, len(payload), seq=seq, ack=ack)
+        buffer.view[HEADER_BYTES:nbytes] = payload
         self._bytes_out += nbytes
-        self._ack_sent = self._taken_count
         self._wire.send(buffer, nbytes)
 
     # -- receiving (called by the wire) ---------------------------------------------------------------------------
@@ -388,61 +237,35 @@ class Link:
         """Take a frame from the wire."""
         if self._error is not None:
             return
-        self._last_heard = self._loop.time()
-        try:
-            header = framing.unpack(buffer.view[:nbytes], max_payload=self._options.max_payload)
-            self._check(header, nbytes)
-        except ValueError as error:
-            self._violated(str(error))
-            return
-        self._seq_in += 1
+        self._heartbeat.heard(self._loop.time())
         self._bytes_in += nbytes
-        if header.ack != self._acked & _SEQ_MASK:
-            self._acked += (header.ack - self._acked) & _SEQ_MASK
-            if self._waiters:
-                self._wake_waiters()
-        if header.kind >= framing.FIRST_LINK_KIND:
-            self._on_link_frame(header, buffer)
-            return
-        self._received += 1
-        if header.kind == Kind.CONTROL:
-            self._on_control(header, buffer)
-        else:
-            payload = buffer.array[HEADER_BYTES:nbytes]
-            self._hand_over(InFrame(header, payload, buffer=buffer, link=self))
+        try:
+            header = unpack(buffer.view[:nbytes], exact=True)
+            self._in.accept(header)
+            if self._out.acknowledged(header.ack) and self._senders:
+                self._senders.wake(self._out.credits)
+            if header.kind >= FIRST_LINK_KIND:
+                self._on_link_frame(header, buffer)
+            elif header.kind == Kind.CONTROL:
+                self._on_control(header, buffer)
+            else:
+                self._on_tensor(header, buffer)
+        except ValueError as error:
+            self._finish(ProtocolViolation(self.peer.instance, f"{error} ({self.address})"))
 
     def on_lost(self, error: LinkError) -> None:
         """The wire is gone."""
-        if self._bye_received or (isinstance(self._ending, LinkClosed) and not isinstance(error, ProtocolViolation)):
-            assert self._ending is not None
+        expected = self._bye_received or isinstance(self._ending, LinkClosed)
+        if expected and self._ending is not None and not isinstance(error, ProtocolViolation):
             self._finish(self._ending)
         else:
             self._finish(type(error)(self.peer.instance, f"{error.problem} ({self.address})"))
-
-    def _check(self, header: Header, nbytes: int) -> None:
-        if header.payload_len != nbytes - HEADER_BYTES:
-            here = nbytes - HEADER_BYTES
-            raise ValueError(f"truncated frame: the header announces {header.payload_len} bytes, {here} came")
-        if header.seq != self._seq_in & _SEQ_MASK:
-            raise ValueError(f"frame {header.seq} came where {self._seq_in & _SEQ_MASK} was due")
-        if (header.ack - self._acked) & _SEQ_MASK > self._sent - self._acked:
-            raise ValueError(f"{header.ack} frames acknowledged, {self._sent} sent")
-        if header.kind < framing.FIRST_LINK_KIND and self._received - self._taken_count >= self._options.credits:
-            raise ValueError(f"more than the {self._options.credits} frames that were granted are on their way")
+        self._drop_wire()
 
     def _on_control(self, header: Header, buffer: Buffer) -> None:
-        end = HEADER_BYTES + header.payload_len
-        try:
-            message = decode(buffer.view[HEADER_BYTES:end])
-        except ValueError as error:
-            self._violated(str(error))
-            return
+        message = decode(buffer.view[HEADER_BYTES : HEADER_BYTES + header.payload_len])
         buffer.release()
-        if header.request_id & (_CALL_BIT | _LISTENER_BIT) == self._call_bits:
-            answer = self._calls.pop(header.request_id, None)
-            if answer is not None and not answer.done():
-                answer.set_result(message)
-        else:
+        if not self._calls.resolve(header.request_id, message):
             assert self._handler is not None
             try:
                 self._handler.on_message(self, header.request_id, message)
@@ -450,72 +273,62 @@ class Link:
                 self._handler_failed(error)
         self._taken()
 
-    def _hand_over(self, frame: InFrame) -> None:
+    def _on_tensor(self, header: Header, buffer: Buffer) -> None:
+        payload = buffer.array[HEADER_BYTES : HEADER_BYTES + header.payload_len]
         assert self._handler is not None
         try:
-            self._handler.on_frame(self, frame)
+            self._handler.on_frame(self, InFrame(header, payload, buffer=buffer, link=self))
         except Exception as error:
             self._handler_failed(error)
 
     def _handler_failed(self, error: Exception) -> None:
-        # To go on would silently lose a frame that the peer believes taken.
         log.error("handler_failed", peer=self.peer.instance, exc_info=error)
         self.abort(f"the handler failed: {type(error).__name__}: {error}")
 
     def _on_link_frame(self, header: Header, buffer: Buffer) -> None:
-        kind, reason = header.kind, b""
-        if kind == Kind.BYE:
-            reason = bytes(buffer.array[HEADER_BYTES : HEADER_BYTES + min(header.payload_len, 1024)])
+        end = HEADER_BYTES + min(header.payload_len, _MAX_REASON_BYTES)
+        reason = bytes(buffer.view[HEADER_BYTES:end]).decode(errors="replace")
         buffer.release()
-        if kind == Kind.PING:
-            self._send_small(Kind.PONG, header.request_id, b"")
-        elif kind == Kind.PONG:
-            self._rtt_s = self._loop.time() - header.request_id * 1e-6
-        elif kind == Kind.BYE:
-            self._on_bye(reason.decode(errors="replace"))
-        elif kind == Kind.BYE_ACK and isinstance(self._ending, LinkClosed):
+        if header.kind == Kind.PING:
+            self._send(Kind.PONG, header.request_id)
+        elif header.kind == Kind.PONG:
+            self._heartbeat.ponged(self._loop.time(), header.request_id)
+        elif header.kind == Kind.BYE:
+            self._on_bye(reason)
+        elif header.kind == Kind.BYE_ACK and self._ending is not None:
             self._finish(self._ending)
 
     def _taken(self) -> None:
         """Count one frame as taken; tell the peer now and then when no other frame does."""
         if threading.get_ident() != self._thread:
-            try:
+            if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._taken)
-            except RuntimeError:  # the loop is closed, and the link with it
-                return
-            return
-        self._taken_count += 1
-        if self._taken_count - self._ack_sent >= self._credit_every and self._ending is None:
-            self._send_small(Kind.CREDIT, 0, b"")
+        elif self._in.take() and self._ending is None:
+            self._send(Kind.CREDIT)
 
-    # -- watching -------------------------------------------------------------------------------------------------
+    # -- watching and ending --------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = self._loop.time()
-        late = now - self._tick_due
-        if late > _STALL_S:
-            self._last_heard += late
-        silent = now - self._last_heard
-        if silent > self._options.silence_s:
-            problem = f"silent for {silent:.1f} s ({self.address}): stopped, overloaded or unreachable"
+        silent_s = self._heartbeat.tick(now)
+        if silent_s is not None:
+            problem = f"silent for {silent_s:.1f} s ({self.address}): stopped, overloaded or unreachable"
             self._finish(LinkBroken(self.peer.instance, problem))
             return
-        self._send_small(Kind.PING, int(now * 1e6), b"")
-        self._tick_due = now + self._options.heartbeat_s
-        self._timer = self._loop.call_at(self._tick_due, self._tick)
-
-    # -- ending ---------------------------------------------------------------------------------------------------
+        self._send(Kind.PING, self._heartbeat.stamp(now))
+        self._timer = self._loop.call_at(self._heartbeat.due, self._tick)
 
     async def close(self, reason: str, *, timeout_s: float = 2.0) -> None:
         """Deliver what was posted, say goodbye, and close; after ``timeout_s`` close anyway. Idempotent.
 
         If cancelled, the link still closes, in the background and within ``timeout_s``.
         """
-        if self._error is None and self._close_timer is None:
+        if self._ending is None:
             closing = LinkClosed(self.peer.instance, f"closed: {reason}")
             self._end(closing)
-            self._send_small(Kind.BYE, 0, reason.encode()[:1024])
-            self._close_timer = self._loop.call_later(timeout_s, self._finish, closing)
+            self._send(Kind.BYE, 0, reason.encode()[:_MAX_REASON_BYTES])
+            self._timer.cancel()
+            self._timer = self._loop.call_later(timeout_s, self._finish, closing)
         await self.wait_closed()
 
     def abort(self, reason: str) -> None:
@@ -525,54 +338,36 @@ class Link:
     def _end(self, error: LinkError) -> None:
         """From here on nothing new is sent."""
         self._ending = error
-        for waiter in self._waiters:
-            _fail(waiter, _again(error))
-        self._waiters.clear()
+        self._senders.fail(error)
 
     def _on_bye(self, reason: str) -> None:
         self._bye_received = True
-        self._send_small(Kind.BYE_ACK, 0, b"")
+        self._send(Kind.BYE_ACK)
         if self._ending is None:
-            # The peer drops the wire once it has our BYE_ACK; dropping it here could lose that very frame.
-            self._lingering = True
             self._finish(LinkBroken(self.peer.instance, f"the peer closed the link: {reason}"))
-
-    def _violated(self, problem: str) -> None:
-        self._finish(ProtocolViolation(self.peer.instance, f"{problem} ({self.address})"))
 
     def _finish(self, error: LinkError) -> None:
         if self._error is not None:
-            if self._lingering:  # the wire of a link that the peer closed is gone, or has had its time
-                self._lingering = False
-                self._wire.close()
             return
         self._error = error
-        self._end(error)
         self._timer.cancel()
-        if self._close_timer is not None:
-            self._close_timer.cancel()
-        if self._lingering:
-            self._loop.call_later(_LINGER_S, self._finish, error)
+        self._end(error)
+        self._calls.fail(error)
+        if self._bye_received and isinstance(error, LinkBroken):
+            # The peer drops the wire once it has our BYE_ACK; dropping it first could lose that very frame.
+            self._loop.call_later(_LINGER_S, self._drop_wire)
         else:
-            self._wire.close()
-        for answer in self._calls.values():
-            _fail(answer, _again(error))
-        self._calls.clear()
+            self._drop_wire()
         level = log.info if isinstance(error, LinkClosed) or self._bye_received else log.warning
         level("link_down", peer=self.peer.instance, problem=error.problem)
-        self._done.set_result(error)
+        self._down.set_result(error)
         assert self._handler is not None
         try:
             self._handler.on_closed(self, error)
         except Exception as failure:
             log.error("handler_failed", peer=self.peer.instance, exc_info=failure)
 
-
-def _again(error: LinkError) -> LinkError:
-    """Return an equal error of its own, so that each waiter gets its own traceback."""
-    return type(error)(error.peer, error.problem)
-
-
-def _fail(future: asyncio.Future[None] | asyncio.Future[Message], error: LinkError) -> None:
-    if not future.done():
-        future.set_exception(error)
+    def _drop_wire(self) -> None:
+        self._wire.close()
+        if not self._gone.done():
+            self._gone.set_result(None)

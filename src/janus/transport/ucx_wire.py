@@ -1,0 +1,307 @@
+"""Wires over UCX.
+
+Each frame is one tagged UCX message. Every wire end draws a random 64-bit tag for the frames it will receive and tells
+it to the other end over the endpoint's stream (a prologue of 24 bytes), so tags are unique to the receiver and cannot
+be guessed by third parties.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import itertools
+import secrets
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from janus.errors import DeadlineExceeded, LinkBroken, LinkError, ProtocolViolation
+from janus.transport.buffers import Buffer, BufferPool
+from janus.transport.ucx import Engine
+from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, OnWire, Wire, WireHandler
+
+log = structlog.get_logger(__name__)
+
+_PROLOGUE = struct.Struct("<8sQQ")
+_PROLOGUE_MAGIC = b"JANUSUCX"
+_PROLOGUE_VERSION = 1
+#: How long, and how many, connections may be open without having told their tag.
+_OPENING_S = 3.0
+_MAX_OPENING = 64
+
+
+class UcxWire:
+    """A UCX endpoint, the tag that the other end sends to, and the tag to send to."""
+
+    def __init__(self, engine: Engine, endpoint: Any, address: str) -> None:
+        self.address = address
+        self.max_frame = MAX_UNPROVEN_FRAME_BYTES
+        self.pool = BufferPool()
+        self._engine = engine
+        self._endpoint = endpoint
+        self._handler: WireHandler | None = None
+        self._on_closed: Callable[[], None] = lambda: None
+        self._receive_tag = secrets.randbits(64)
+        self._send_tag: Any = None
+        # Frames in order of arrival; the first ones may still be incomplete.
+        self._inbox: deque[tuple[Any, Buffer, int]] = deque()
+        engine.hold()
+        engine.wires[self._receive_tag] = self
+        endpoint.set_close_callback(engine.lost.append, (self,))
+
+    # -- the contract ---------------------------------------------------------------------------------------------
+
+    def start(self, handler: WireHandler) -> None:
+        self._handler = handler
+
+    def send(self, buffer: Buffer, nbytes: int) -> None:
+        if self._endpoint is None:
+            buffer.release()
+            return
+        try:
+            request = self._endpoint.tag_send(self._engine.array(buffer.array[:nbytes]), self._send_tag)
+        except Exception as error:  # ucxx raises a family of unrelated classes
+            # Not reported from here: a handler that is in the middle of a send must not be called back.
+            self._engine.loop.call_soon(self._lose, LinkBroken(self.address, f"cannot send: {self._reason(error)}"))
+            return
+        if request.completed:
+            self._sent(request, buffer)
+        else:
+            self._engine.watch(request, lambda done: self._sent(done, buffer), buffer)
+
+    def close(self) -> None:
+        self._handler = None
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is None:
+            return
+        del self._engine.wires[self._receive_tag]
+        endpoint.remove_close_callback()
+        endpoint.close_blocking()
+        while self._inbox:
+            # UCX may go on writing for a while into what it was receiving.
+            self._engine.quarantine(*self._inbox.popleft())
+        self._engine.release()
+        self._on_closed()
+
+    def when_closed(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when this wire is closed."""
+        self._on_closed = callback
+
+    # -- called by the engine -------------------------------------------------------------------------------------
+
+    def takes(self, nbytes: int) -> bool:
+        """Whether a message of this size is welcome; if not, the wire is dropped."""
+        if nbytes <= self.max_frame:
+            return self._handler is not None
+        problem = f"frame of {nbytes} bytes exceeds the limit of {self.max_frame}"
+        self._lose(ProtocolViolation(self.address, problem))
+        return False
+
+    def receive(self, probe: Any) -> None:
+        """Receive a message that has been announced."""
+        nbytes: int = probe.length
+        buffer = self.pool.take(nbytes)
+        # A receive on an endpoint that has failed would be cancelled at once, though the message is here.
+        receiver = self._endpoint if self._endpoint.alive else self._engine.worker
+        request = receiver.tag_recv_with_handle(self._engine.array(buffer.array[:nbytes]), probe)
+        self._inbox.append((request, buffer, nbytes))
+        if request.completed:
+            self._deliver()
+        else:
+            self._engine.watch(request, self._deliver, buffer)
+
+    def endpoint_closed(self) -> None:
+        """UCX has given the endpoint up. All that had arrived has been delivered by now."""
+        self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
+
+    # -- within ---------------------------------------------------------------------------------------------------
+
+    def _deliver(self, _: object = None) -> None:
+        while self._inbox and self._handler is not None and self._inbox[0][0].completed:
+            request, buffer, nbytes = self._inbox.popleft()
+            try:
+                request.check_error()
+            except Exception as error:
+                self._engine.quarantine(request, buffer)
+                self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
+                return
+            self._handler.on_frame(buffer, nbytes)
+
+    def _sent(self, request: Any, buffer: Buffer) -> None:
+        try:
+            request.check_error()
+        except Exception as error:
+            self._engine.quarantine(request, buffer)
+            self._lose(LinkBroken(self.address, f"cannot send: {self._reason(error)}"))
+        else:
+            buffer.release()
+
+    def _reason(self, error: Exception) -> str:
+        """Return why the endpoint failed, which says more than how a request on it did."""
+        try:
+            if self._endpoint is not None:
+                self._endpoint.raise_on_error()
+        except Exception as cause:
+            return str(cause).partition(" error: ")[2] or str(cause)  # "Endpoint 0x7f... error: <reason>"
+        return str(error)
+
+    def _lose(self, error: LinkError) -> None:
+        handler = self._handler
+        self.close()
+        if handler is not None:
+            handler.on_lost(error)
+
+    # -- telling each other the tags ------------------------------------------------------------------------------
+
+    def send_prologue(self) -> None:
+        """Tell the other end where to send to."""
+        memory = bytearray(_PROLOGUE.pack(_PROLOGUE_MAGIC, _PROLOGUE_VERSION, self._receive_tag))
+        request = self._endpoint.stream_send(self._engine.array(memory))
+        self._engine.watch(request, lambda _: None, memory)
+
+    def receive_prologue(self, done: Callable[[LinkError | None], None]) -> None:
+        """Learn where to send to, then call ``done`` from the pump with ``None`` or what went wrong."""
+        memory = bytearray(_PROLOGUE.size)
+
+        def received(request: Any) -> None:
+            try:
+                request.check_error()
+            except Exception as error:
+                done(LinkBroken(self.address, f"cannot connect: {self._reason(error)}"))
+                return
+            magic, version, tag = _PROLOGUE.unpack(memory)
+            if magic != _PROLOGUE_MAGIC:
+                done(ProtocolViolation(self.address, f"not a Janus instance: it starts with {bytes(magic)!r}"))
+            elif version != _PROLOGUE_VERSION:
+                done(ProtocolViolation(self.address, f"wire version {version}, this side speaks {_PROLOGUE_VERSION}"))
+            else:
+                self._send_tag = self._engine.api.UCXXTag(tag)
+                done(None)
+
+        self._engine.watch(self._endpoint.stream_recv(self._engine.array(memory)), received, memory)
+
+
+class UcxListener:
+    """A UCX listener; it binds all interfaces, as ucxx has no way to name one.
+
+    UCX keeps the port for as long as an endpoint that was accepted there lives, and ucxx goes on calling back. So this
+    object refuses what comes after ``close``, and lets go of the port with the last of its wires.
+    """
+
+    def __init__(self, port: int, on_wire: OnWire) -> None:
+        self._engine = Engine.acquire()
+        self._on_wire = on_wire
+        self._numbers = itertools.count(1)
+        self._opening: dict[UcxWire, asyncio.TimerHandle] = {}
+        self._alive = 0
+        self._closed = False
+        try:
+            self._listener: Any = self._engine.api.UCXListener.create(
+                self._engine.worker, port, self._on_endpoint, deliver_endpoint=True
+            )
+        except Exception as error:
+            self._engine.release()
+            raise OSError(errno.EADDRINUSE, f"UCX cannot listen on port {port}: {error}") from error
+        self._port: int = self._listener.port
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._alive += 1
+        for wire in list(self._opening):
+            self._give_up(wire, None)
+        self._wire_closed()
+
+    def _wire_closed(self) -> None:
+        self._alive -= 1
+        if self._closed and not self._alive:
+            self._listener = None
+            self._engine.release()
+
+    def _on_endpoint(self, endpoint: Any) -> None:
+        # UCX calls from within progress(), where nothing else of UCX may be used.
+        self._engine.loop.call_soon(self._open, endpoint)
+
+    def _open(self, endpoint: Any) -> None:
+        address = f"ucx-client-{next(self._numbers)}@{self._port}"
+        if self._closed or len(self._opening) >= _MAX_OPENING:
+            endpoint.close_blocking()
+            problem = "the listener is closed" if self._closed else "too many connections that say nothing"
+            log.warning("connection_refused", address=address, problem=problem)
+            return
+        wire = UcxWire(self._engine, endpoint, address)
+        self._alive += 1
+        wire.when_closed(self._wire_closed)
+        late = DeadlineExceeded(address, f"connected and said nothing for {_OPENING_S:g} s")
+        self._opening[wire] = self._engine.loop.call_later(_OPENING_S, self._give_up, wire, late)
+        wire.receive_prologue(functools.partial(self._opened, wire))
+
+    def _opened(self, wire: UcxWire, error: LinkError | None) -> None:
+        if error is not None:
+            self._give_up(wire, error)
+        elif (timer := self._opening.pop(wire, None)) is not None:
+            timer.cancel()
+            wire.send_prologue()
+            self._on_wire(wire)
+
+    def _give_up(self, wire: UcxWire, error: LinkError | None) -> None:
+        timer = self._opening.pop(wire, None)
+        if timer is None:
+            return
+        timer.cancel()
+        wire.close()
+        if error is not None:
+            log.warning("connection_refused", address=wire.address, problem=error.problem)
+
+
+class UcxTransport:
+    """``Transport`` over UCX."""
+
+    async def listen(self, host: str, port: int, on_wire: OnWire) -> UcxListener:
+        return UcxListener(port, on_wire)
+
+    async def connect(self, host: str, port: int, *, timeout_s: float) -> Wire:
+        loop = asyncio.get_running_loop()
+        address = f"{host}:{port}"
+        opened: asyncio.Future[LinkError | None] = loop.create_future()
+
+        def settle(result: LinkError | None) -> None:
+            if not opened.done():
+                opened.set_result(result)
+
+        engine = Engine.acquire()
+        wire: UcxWire | None = None
+        timer = loop.call_later(timeout_s, settle, DeadlineExceeded(address, f"no connection within {timeout_s:g} s"))
+        try:
+            # UCX would resolve the name itself, but blocking; and it listens on IPv4 only.
+            infos = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+            endpoint = engine.api.UCXEndpoint.create(engine.worker, infos[0][4][0], port, True)
+            wire = UcxWire(engine, endpoint, address)
+            wire.send_prologue()
+            wire.receive_prologue(settle)
+            problem = await opened
+            if problem is not None:
+                raise problem
+        except BaseException as error:
+            if wire is not None:
+                wire.close()
+            if isinstance(error, Exception) and not isinstance(error, LinkError):
+                raise LinkBroken(address, f"cannot connect: {error}") from error
+            raise
+        finally:
+            timer.cancel()
+            engine.release()
+        return wire
+
+    def hold(self) -> Callable[[], None]:
+        return Engine.acquire().release
