@@ -171,5 +171,5 @@ def test_nothing_is_pickled() -> None:
 def test_files_stay_small() -> None:
     lengths = sorted(len(path.read_text().splitlines()) for path in SOURCES if path.name != "__init__.py")
     assert lengths[len(lengths) // 2] <= 150
-    long = {relative(path): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 500}
+    long = {relative(path): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 600}
     assert not long

@@ -10,7 +10,7 @@ import structlog
 import torch
 from janus.transport.link import Link
 
-from janus.config.options import AttentionOptions
+from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS
@@ -112,19 +112,20 @@ class Stepping:
         if options.max_model_len > limit:
             raise ConfigError("--max-model-len", f"{options.max_model_len} exceeds the model's {limit}", "lower it")
         per_block = PagedKVCache.bytes_per_block(config, options.block_size, torch_dtype(options.dtype))
-        blocks = options.kv_blocks or options.kv_cache_bytes // per_block
+        max_model_len = options.max_model_len or limit
+        enough = options.max_running * -(-max_model_len // options.block_size)
+        kv_cache_bytes = options.kv_cache_bytes or min(MAX_DEFAULT_KV_CACHE_BYTES, enough * per_block)
+        blocks = options.kv_blocks or kv_cache_bytes // per_block
         if blocks < 1:
             raise ConfigError(
-                "--kv-cache",
-                f"{options.kv_cache_bytes} bytes hold no block of {per_block}",
-                f"give at least {per_block}",
+                "--kv-cache", f"{kv_cache_bytes} bytes hold no block of {per_block}", f"give at least {per_block}"
             )
         return BatcherConfig(
             max_running=options.max_running,
             token_budget=options.token_budget,
             block_size=options.block_size,
             num_blocks=blocks,
-            max_model_len=options.max_model_len or limit,
+            max_model_len=max_model_len,
             max_waiting=_MAX_WAITING,
         )
 

@@ -21,7 +21,6 @@ from janus.cluster.checks.system import (
     check_torch,
 )
 from janus.cluster.checks.ucx import check_ucx
-from janus.config import AttentionOptions
 from janus_cli.console import output
 from janus_cli.options import DoctorOptions
 
@@ -60,15 +59,4 @@ def run_checks(options: DoctorOptions) -> Iterator[Finding]:
     for name, address in options.addresses():
         yield check_peer(name, address)
     if options.model is not None:
-        yield from check_model(
-            options.model,
-            dtype=options.dtype,
-            attention=options.attention,
-            experts=options.experts,
-            kv_cache_bytes=_default_kv_cache_bytes(),
-        )
-
-
-def _default_kv_cache_bytes() -> int:
-    default: int = AttentionOptions.__dataclass_fields__["kv_cache_bytes"].default
-    return default
+        yield from check_model(options.model, dtype=options.dtype, attention=options.attention, experts=options.experts)

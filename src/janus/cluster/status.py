@@ -18,7 +18,8 @@ async def fetch_status(ops_url: str, *, timeout_s: float = 2.0) -> StatusReport:
     async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
         response = await client.get(f"{ops_url}/status")
         response.raise_for_status()
-        return msgspec.convert(response.json(), StatusReport)
+        known = {field.encode_name for field in msgspec.structs.fields(StatusReport)} | {"type"}
+        return msgspec.convert({key: value for key, value in response.json().items() if key in known}, StatusReport)
 
 
 def problems(report: StatusReport) -> list[str]:

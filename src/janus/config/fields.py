@@ -138,6 +138,8 @@ def check_ranges(instance: Any) -> None:
         if item.owner is not type(instance):
             continue
         value = getattr(instance, item.name)
+        if value is None:
+            continue
         choices = choices_of(item.annotation)
         if choices and value not in choices:
             raise ConfigError(item.flag, f"{value!r} is not one of {', '.join(choices)}", f"use {choices[0]}")

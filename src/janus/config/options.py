@@ -20,6 +20,8 @@ LogFormat: TypeAlias = Literal["console", "json"]
 
 _NET, _LOG, _COMPUTE, _PROCESS = "Network", "Logs", "Model and compute", "Process"
 _MIN_SECRET = 8
+#: What --kv-cache takes at most when it is not given.
+MAX_DEFAULT_KV_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +181,11 @@ class AttentionOptions(ServiceOptions):
         512, help="Tokens in one step; longer prompts are prefilled in chunks.", unit="tokens", minimum=1
     )
     kv_cache_bytes: int = option(
-        1 << 30, help="Memory for the KV cache.", unit="bytes", default_text="1GiB", minimum=4096
+        0,
+        help="Memory for the KV cache.",
+        unit="bytes",
+        default_text="0 = room for --max-running sequences of --max-model-len, at most 1GiB",
+        minimum=0,
     )
     kv_blocks: int = option(
         0, help="Blocks in the KV cache, instead of --kv-cache.", unit="blocks", default_text="0 = by size", minimum=0

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import psutil
 
 from janus.cluster.checks.finding import Finding, ok, problem, warning
+from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.errors import CheckpointError
 
 if TYPE_CHECKING:
     from janus.model.config import ModelConfig
 
+_MAX_RUNNING: int = AttentionOptions.__dataclass_fields__["max_running"].default
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 #: Resident size of an instance without weights and KV cache: interpreter, torch, UCX. Measured: 330-390 MiB.
 _BASE_BYTES = {"attention": 400 << 20, "expert": 400 << 20, "gateway": 150 << 20, "controller": 120 << 20}
@@ -34,7 +36,7 @@ class MemoryEstimate:
         return self.attention_weights + self.expert_weights + self.kv_cache + self.processes
 
 
-def check_model(path: Path, *, dtype: str, attention: int, experts: int, kv_cache_bytes: int) -> Iterator[Finding]:
+def check_model(path: Path, *, dtype: str, attention: int, experts: int) -> Iterator[Finding]:
     """Config, tensors, split and memory of the model in ``path``. Nothing but headers is read."""
     from janus.model.checkpoint import Checkpoint
     from janus.model.config import ModelConfig
@@ -59,13 +61,11 @@ def check_model(path: Path, *, dtype: str, attention: int, experts: int, kv_cach
         )
     if dtype == "bfloat16" and not cpu_has_bfloat16():
         yield warning("dtype", "this CPU has no bfloat16 instructions", "use --dtype float32, which is faster here")
-    needed = estimate_memory(config, dtype=dtype, attention=attention, experts=experts, kv_cache_bytes=kv_cache_bytes)
+    needed = estimate_memory(config, dtype=dtype, attention=attention, experts=experts)
     yield check_memory(needed, psutil.virtual_memory().available)
 
 
-def estimate_memory(
-    config: ModelConfig, *, dtype: str, attention: int, experts: int, kv_cache_bytes: int
-) -> MemoryEstimate:
+def estimate_memory(config: ModelConfig, *, dtype: str, attention: int, experts: int) -> MemoryEstimate:
     """What ``attention`` and ``experts`` instances of ``config`` need: weights by shape, the KV caches, the processes.
 
     Every attention instance holds all of the attention half; the experts are held once, over all expert instances.
@@ -77,11 +77,13 @@ def estimate_memory(
     dense = 3 * config.hidden_size * config.intermediate_size * (config.num_layers - config.num_moe_layers)
     routers = config.num_moe_layers * config.num_experts * config.hidden_size
     expert = 3 * config.hidden_size * config.moe_intermediate_size * config.num_experts * config.num_moe_layers
+    kv_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
+    kv_cache = min(MAX_DEFAULT_KV_CACHE_BYTES, _MAX_RUNNING * config.max_position_embeddings * kv_token)
     processes = attention * _BASE_BYTES["attention"] + experts * _BASE_BYTES["expert"]
     return MemoryEstimate(
         attention_weights=attention * size * (config.num_layers * per_layer + embeddings + dense + routers),
         expert_weights=size * expert,
-        kv_cache=attention * kv_cache_bytes,
+        kv_cache=attention * kv_cache,
         processes=processes + _BASE_BYTES["gateway"] + _BASE_BYTES["controller"],
     )
 
