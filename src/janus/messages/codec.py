@@ -43,6 +43,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
     except Exception as error:  # msgpack raises a family of unrelated classes on hostile input
         raise ValueError(f"not a msgpack control message: {error}") from error
     try:
-        return msgspec.convert(raw, Message)
+        message: Message = msgspec.convert(raw, Message)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(f"malformed control message: {error}") from error
+    return message

@@ -24,6 +24,7 @@ InstanceState: TypeAlias = Literal["joining", "ready", "draining", "failed"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 
+# frozen is repeated on every message because type checkers do not inherit it.
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
     """Base: keyword-only, immutable, strict."""
 
@@ -45,14 +46,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 # -- handshake: see janus.transport.handshake ---------------------------------------------------------------------
 
 
-class Hello(_Message, tag="hello"):
+class Hello(_Message, frozen=True, tag="hello"):
     """Connecting side, first: who it is, and a nonce for the other side to prove the secret over."""
 
     identity: Identity
     nonce: bytes
 
 
-class Challenge(_Message, tag="challenge"):
+class Challenge(_Message, frozen=True, tag="challenge"):
     """Listening side: who it is, its own nonce, and its proof of the secret over both nonces and identities."""
 
     identity: Identity
@@ -60,20 +61,20 @@ class Challenge(_Message, tag="challenge"):
     proof: bytes
 
 
-class Proof(_Message, tag="proof"):
+class Proof(_Message, frozen=True, tag="proof"):
     """Connecting side: its proof of the secret. ``credits``: frames that the listener may send before it must wait."""
 
     proof: bytes
     credits: int
 
 
-class Welcome(_Message, tag="welcome"):
+class Welcome(_Message, frozen=True, tag="welcome"):
     """Listening side: the link is up. ``credits``: frames that the peer may send before it must wait."""
 
     credits: int
 
 
-class Refused(_Message, tag="refused"):
+class Refused(_Message, frozen=True, tag="refused"):
     """Either side: the link will not come up, and why."""
 
     code: RefusalCode
@@ -83,7 +84,7 @@ class Refused(_Message, tag="refused"):
 # -- membership: every instance <-> placement-controller -----------------------------------------------------------
 
 
-class Register(_Message, tag="register"):
+class Register(_Message, frozen=True, tag="register"):
     """An instance offers itself. Sent after every (re)connect to the controller."""
 
     host: str
@@ -97,13 +98,13 @@ class Register(_Message, tag="register"):
     ops_port: int = 0
 
 
-class Registered(_Message, tag="registered"):
+class Registered(_Message, frozen=True, tag="registered"):
     """The controller's answer. Heartbeats are expected every ``heartbeat_s`` seconds from now on."""
 
     heartbeat_s: float
 
 
-class Heartbeat(_Message, tag="heartbeat"):
+class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     """Instance -> controller, every ``heartbeat_s``: its state and load, as ``janus status`` shows them."""
 
     state: InstanceState
@@ -147,7 +148,7 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     slots: list[list[list[int]]]
 
 
-class ClusterView(_Message, tag="cluster_view"):
+class ClusterView(_Message, frozen=True, tag="cluster_view"):
     """Controller -> every instance, on every change: who is there, who is missing, and the placement in force."""
 
     version: int
@@ -158,13 +159,13 @@ class ClusterView(_Message, tag="cluster_view"):
     placement: PlacementTable | None
 
 
-class LoadPlacement(_Message, tag="load_placement"):
+class LoadPlacement(_Message, frozen=True, tag="load_placement"):
     """Controller -> expert instance: load your slots of this table, keep what older epochs need, then report."""
 
     table: PlacementTable
 
 
-class PlacementLoaded(_Message, tag="placement_loaded"):
+class PlacementLoaded(_Message, frozen=True, tag="placement_loaded"):
     """Expert instance -> controller: every replica of ``epoch`` that concerns me is in memory (or ``error``)."""
 
     epoch: int
@@ -174,13 +175,13 @@ class PlacementLoaded(_Message, tag="placement_loaded"):
     error: str = ""
 
 
-class Leave(_Message, tag="leave"):
+class Leave(_Message, frozen=True, tag="leave"):
     """Instance -> controller: I drain; send me nothing new."""
 
     reason: str
 
 
-class Fatal(_Message, tag="fatal"):
+class Fatal(_Message, frozen=True, tag="fatal"):
     """Controller -> instance: you cannot be part of this cluster; stop and show ``problem`` to the user."""
 
     problem: str
@@ -210,7 +211,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprobs: int | None = None
 
 
-class Submit(_Message, tag="submit"):
+class Submit(_Message, frozen=True, tag="submit"):
     """Gateway -> attention instance: generate. ``emitted_ids`` is non-empty when the request resumes elsewhere."""
 
     request_id: str
@@ -219,7 +220,7 @@ class Submit(_Message, tag="submit"):
     emitted_ids: list[int] = msgspec.field(default_factory=list)
 
 
-class Cancel(_Message, tag="cancel"):
+class Cancel(_Message, frozen=True, tag="cancel"):
     """Gateway -> attention instance: forget the request. No answer; late tokens are dropped by the gateway."""
 
     request_id: str
@@ -251,7 +252,7 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     retry_after_s: float | None = None
 
 
-class Tokens(_Message, tag="tokens"):
+class Tokens(_Message, frozen=True, tag="tokens"):
     """Attention instance -> gateway: all news of one step, in one message."""
 
     deltas: list[TokenDelta]
@@ -260,7 +261,7 @@ class Tokens(_Message, tag="tokens"):
 # -- errors that answer a frame ------------------------------------------------------------------------------------
 
 
-class DispatchRejected(_Message, tag="dispatch_rejected"):
+class DispatchRejected(_Message, frozen=True, tag="dispatch_rejected"):
     """Expert instance -> attention instance, instead of a combine frame with the same request id."""
 
     code: Literal["replica_missing", "bad_frame", "draining", "internal"]
@@ -270,11 +271,11 @@ class DispatchRejected(_Message, tag="dispatch_rejected"):
 # -- tools ---------------------------------------------------------------------------------------------------------
 
 
-class StatusRequest(_Message, tag="status_request"):
+class StatusRequest(_Message, frozen=True, tag="status_request"):
     """Tool -> controller: everything that ``janus status`` shows."""
 
 
-class StatusReport(_Message, tag="status_report"):
+class StatusReport(_Message, frozen=True, tag="status_report"):
     """Controller -> tool. ``heartbeats``: the last one of each instance, with its age in seconds."""
 
     view: ClusterView

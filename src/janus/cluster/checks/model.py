@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import psutil
 
 from janus.cluster.checks.finding import Finding, ok, problem, warning
+from janus.config.fields import option_fields
 from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.errors import CheckpointError
 
 if TYPE_CHECKING:
     from janus.model.config import ModelConfig
 
-_MAX_RUNNING: int = AttentionOptions.__dataclass_fields__["max_running"].default
+_MAX_RUNNING = next(int(item.default) for item in option_fields(AttentionOptions) if item.name == "max_running")
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 #: Resident size of an instance without weights and KV cache: interpreter, torch, UCX. Measured: 330-390 MiB.
 _BASE_BYTES = {"attention": 400 << 20, "expert": 400 << 20, "gateway": 150 << 20, "controller": 120 << 20}
