@@ -49,8 +49,8 @@ class StepBatch:
         self.context_len_np = np.ascontiguousarray(context_len, dtype=np.int32)
         self.block_tables_np = np.ascontiguousarray(block_tables, dtype=np.int32)
         self.sample_rows_np = np.ascontiguousarray(sample_rows, dtype=np.int64)
-        #: cos then sin of every row, f32 [T, D]; ``AttentionModel.embed`` fills it once for all layers.
-        self.cos_sin: torch.Tensor | None = None
+        #: What ``AttentionModel.embed`` computed once for all layers.
+        self.prepared: object = None
 
     @property
     def num_tokens(self) -> int:

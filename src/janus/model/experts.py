@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import Protocol
 
+import torch
+
+from janus.errors import ReplicaMissing
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
+from janus.model.kernels import load_library
+from janus.model.slot_weights import CpuSlots, TorchSlots
+
+
+class _Slots(Protocol):
+    """The weights of one MoE layer's slots."""
+
+    def store(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None: ...
+
+    def clear(self, slot: int) -> None: ...
+
+    def forward(
+        self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor, out: torch.Tensor
+    ) -> int | None: ...
 
 
 class ExpertBank:
     """``slots`` places per MoE layer, each holding one expert or nothing.
 
     ``forward`` groups rows by expert, so that each expert's weights are read once however many rows want it.
-    ``slot_expert[layer][slot]`` is the expert in a slot, -1 if it is empty. Loading a slot while ``forward`` runs on
-    the same layer is the caller's mistake: an epoch must not use a slot before it is loaded.
+    ``slot_expert[layer][slot]`` is the expert in a slot, -1 if it is empty. A slot must not be loaded or unloaded while
+    ``forward`` runs on its layer and uses it.
     """
 
     def __init__(
@@ -24,33 +40,36 @@ class ExpertBank:
         slots: int,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
+        *,
+        kernels: bool = True,
     ) -> None:
         self.config = config
         self.slots = slots
         self.dtype = dtype
         self.device = torch.device(device)
         self.slot_expert = [[-1] * slots for _ in range(num_moe_layers)]
-        hidden, width = config.hidden_size, config.moe_intermediate_size
-        self._gate_up = [
-            torch.zeros(slots, 2 * width, hidden, dtype=dtype, device=device) for _ in range(num_moe_layers)
-        ]
-        self._down = [torch.zeros(slots, hidden, width, dtype=dtype, device=device) for _ in range(num_moe_layers)]
+        library = load_library() if kernels and CpuSlots.supports(config, dtype, self.device) else None
+        self._layers: list[_Slots]
+        if library is None:
+            self._layers = [TorchSlots(config, slots, dtype, self.device) for _ in range(num_moe_layers)]
+        else:
+            self._layers = [CpuSlots(library, config, slots, dtype) for _ in range(num_moe_layers)]
 
     def load(self, checkpoint: Checkpoint, moe_layer: int, slot: int, expert: int) -> None:
-        """Read ``expert`` of MoE layer ``moe_layer`` (an index into ``config.moe_layers``) into ``slot``.
+        """Read ``expert`` of MoE layer ``moe_layer`` (an index into ``config.moe_layers``), and only it, into ``slot``.
 
         Raises:
             CheckpointError: its tensors cannot be read; the slot is then empty.
         """
         self.unload(moe_layer, slot)
         gate_up, down = checkpoint.read_expert(self.config.moe_layers[moe_layer], expert, self.dtype)
-        self._gate_up[moe_layer][slot].copy_(gate_up)
-        self._down[moe_layer][slot].copy_(down)
+        self._layers[moe_layer].store(slot, gate_up, down)
         self.slot_expert[moe_layer][slot] = expert
 
     def unload(self, moe_layer: int, slot: int) -> None:
-        """Empty ``slot``."""
+        """Empty ``slot``; nothing happens if it is."""
         self.slot_expert[moe_layer][slot] = -1
+        self._layers[moe_layer].clear(slot)
 
     @staticmethod
     def activated(slots_NK: torch.Tensor) -> int:
@@ -66,23 +85,41 @@ class ExpertBank:
         weights_NK: torch.Tensor,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the gate-weighted sum over this bank's experts, [N, H] in the dtype of ``x``.
+        """Return the gate-weighted sum over this bank's experts, [N, H] in the dtype of ``x``; summed in f32.
 
         Args:
             moe_layer: which MoE layer.
-            x_NH: inputs, [N, H].
+            x_NH: inputs [N, H] in the bank's dtype.
             slots_NK: int32 [N, K], the slot of each chosen expert, -1 for one that is not here.
             weights_NK: f32 [N, K], gate weights.
-            out: written and returned if given.
+            out: contiguous [N, H] that is written and returned if given.
+
+        Raises:
+            ReplicaMissing: a slot is empty or out of range.
+            ValueError: a shape or dtype is wrong.
         """
-        total = torch.zeros(x_NH.shape, dtype=torch.float32, device=x_NH.device)
-        for slot in torch.unique(slots_NK).tolist():
-            if slot < 0:
-                continue
-            rows, column = torch.where(slots_NK == slot)
-            gate, up = F.linear(x_NH[rows], self._gate_up[moe_layer][slot]).chunk(2, dim=-1)
-            y = F.linear(F.silu(gate) * up, self._down[moe_layer][slot]).float()
-            total.index_add_(0, rows, y * weights_NK[rows, column, None])
+        self._check(x_NH, slots_NK, weights_NK)
         if out is None:
-            return total.to(x_NH.dtype)
-        return out.copy_(total)
+            out = torch.empty_like(x_NH, memory_format=torch.contiguous_format)
+        elif out.shape != x_NH.shape or out.dtype != x_NH.dtype or not out.is_contiguous():
+            raise ValueError(
+                f"out is {out.dtype} {list(out.shape)}, expected contiguous {x_NH.dtype} {list(x_NH.shape)}"
+            )
+        missing = self._layers[moe_layer].forward(
+            x_NH.contiguous(), slots_NK.contiguous(), weights_NK.contiguous(), out
+        )
+        if missing is not None:
+            raise ReplicaMissing(f"slot {missing} of MoE layer {moe_layer} holds no expert (of {self.slots} slots)")
+        return out
+
+    def _check(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> None:
+        if x_NH.dtype != self.dtype or x_NH.ndim != 2 or x_NH.shape[1] != self.config.hidden_size:
+            raise ValueError(
+                f"x is {x_NH.dtype} {list(x_NH.shape)}, expected {self.dtype} [N, {self.config.hidden_size}]"
+            )
+        if slots_NK.dtype != torch.int32 or slots_NK.ndim != 2 or len(slots_NK) != len(x_NH):
+            raise ValueError(f"slots are {slots_NK.dtype} {list(slots_NK.shape)}, expected int32 [{len(x_NH)}, K]")
+        if weights_NK.dtype != torch.float32 or weights_NK.shape != slots_NK.shape:
+            raise ValueError(
+                f"weights are {weights_NK.dtype} {list(weights_NK.shape)}, expected f32 {list(slots_NK.shape)}"
+            )

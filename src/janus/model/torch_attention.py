@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -18,61 +19,62 @@ def apply_rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_TND.dtype)
 
 
-def write_kv(k_TGD: torch.Tensor, v_TGD: torch.Tensor, batch: StepBatch, kv: PagedKVCache, layer: int) -> None:
+class StepPlan:
+    """What all layers of one step share: rotary factors, and where the keys of the single-row sequences lie."""
+
+    def __init__(self, batch: StepBatch, cos_sin_TD: torch.Tensor) -> None:
+        self.batch = batch
+        self.cos_sin = cos_sin_TD
+
+    @cached_property
+    def _sequences(self) -> torch.Tensor:
+        return torch.from_numpy(self.batch.decode_sequences).to(self.batch.device)
+
+    @cached_property
+    def decode_rows(self) -> torch.Tensor:
+        """int64 [S']: the row of each sequence that has one."""
+        starts = self.batch.query_start_np[self.batch.decode_sequences].astype(np.int64)
+        return torch.from_numpy(starts).to(self.batch.device)
+
+    @cached_property
+    def decode_blocks(self) -> torch.Tensor:
+        """int64 [S', B]: their block tables."""
+        return self.batch.block_tables.index_select(0, self._sequences)
+
+    def decode_mask(self, slots: int) -> torch.Tensor:
+        """bool [S', 1, 1, slots]: which of the gathered slots belong to the context."""
+        context = torch.from_numpy(self.batch.context_len_np).to(self.batch.device).index_select(0, self._sequences)
+        return (torch.arange(slots, device=self.batch.device)[None] < context[:, None])[:, None, None]
+
+
+def write_kv(k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer: int) -> None:
     """Store the rows' keys and values in their slots."""
-    kv.keys[layer].flatten(0, 1).index_copy_(0, batch.slot_mapping, k_TGD)
-    kv.values[layer].flatten(0, 1).index_copy_(0, batch.slot_mapping, v_TGD)
+    kv.keys[layer].flatten(0, 1).index_copy_(0, plan.batch.slot_mapping, k_TGD)
+    kv.values[layer].flatten(0, 1).index_copy_(0, plan.batch.slot_mapping, v_TGD)
 
 
-class DecodePlan:
-    """Where the keys of all single-row sequences lie, computed once per step and used by every layer."""
-
-    def __init__(self, batch: StepBatch, block_size: int) -> None:
-        self._batch = batch
-        sequences = batch.decode_sequences
-        self.longest = int(batch.context_len_np[sequences].max(initial=0))
-        self._num_blocks = -(-self.longest // block_size)
-        self._sequences = torch.from_numpy(sequences).to(batch.device)
-
-    @cached_property
-    def rows(self) -> torch.Tensor:
-        """int64 [S']: the row of each decoding sequence."""
-        starts = self._batch.query_start_np[self._batch.decode_sequences].astype("int64")
-        return torch.from_numpy(starts).to(self._batch.device)
-
-    @cached_property
-    def blocks(self) -> torch.Tensor:
-        """int64 [S', B']: block tables cut to the longest context."""
-        return self._batch.block_tables.index_select(0, self._sequences)[:, : self._num_blocks].contiguous()
-
-    def mask(self, block_size: int) -> torch.Tensor:
-        """bool [S', 1, 1, B' * block_size]: which slots belong to the context."""
-        context = torch.from_numpy(self._batch.context_len_np).to(self._batch.device).index_select(0, self._sequences)
-        slots = torch.arange(self._num_blocks * block_size, device=self._batch.device)
-        return (slots[None] < context[:, None])[:, None, None]
-
-
-def paged_attention(q_TND: torch.Tensor, batch: StepBatch, kv: PagedKVCache, layer: int) -> torch.Tensor:
+def paged_attention(q_TND: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer: int) -> torch.Tensor:
     """Causal attention of every row over its own sequence's context, [T, num_heads, D] in and out."""
-    out = torch.empty_like(q_TND)
+    batch, out = plan.batch, torch.empty_like(q_TND)
     if len(batch.decode_sequences):
-        _decode(q_TND, out, batch, kv, layer)
+        attended = _decode(q_TND.index_select(0, plan.decode_rows), plan, kv, layer)
+        out.index_copy_(0, plan.decode_rows, attended)
     for sequence in batch.prefill_sequences:
         rows = slice(int(batch.query_start_np[sequence]), int(batch.query_start_np[sequence + 1]))
         out[rows] = _prefill(q_TND[rows], batch, kv, layer, int(sequence))
     return out
 
 
-def _decode(q_TND: torch.Tensor, out: torch.Tensor, batch: StepBatch, kv: PagedKVCache, layer: int) -> None:
-    plan = DecodePlan(batch, kv.block_size)
-    count, heads, size = len(plan.rows), q_TND.shape[1], q_TND.shape[2]
+def _decode(q_SND: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer: int) -> torch.Tensor:
+    """One row per sequence, over contexts padded to the longest."""
+    count, heads, size = q_SND.shape
     groups = kv.keys[layer].shape[2]
     # Query heads that share a key head become query rows of it, so that no key is repeated in memory.
-    q = q_TND.index_select(0, plan.rows).view(count, groups, heads // groups, size)
-    k = kv.keys[layer][plan.blocks].view(count, -1, groups, size).transpose(1, 2)
-    v = kv.values[layer][plan.blocks].view(count, -1, groups, size).transpose(1, 2)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask(kv.block_size))
-    out.index_copy_(0, plan.rows, attended.reshape(count, heads, size))
+    q = q_SND.view(count, groups, heads // groups, size)
+    k = kv.keys[layer][plan.decode_blocks].view(count, -1, groups, size).transpose(1, 2)
+    v = kv.values[layer][plan.decode_blocks].view(count, -1, groups, size).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.decode_mask(k.shape[2]))
+    return attended.reshape(count, heads, size)
 
 
 def _prefill(q_TND: torch.Tensor, batch: StepBatch, kv: PagedKVCache, layer: int, sequence: int) -> torch.Tensor:

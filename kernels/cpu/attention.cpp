@@ -1,0 +1,196 @@
+// One attention layer of a step, from residual stream to residual stream: norm, QKV, per-head norms, rotary embedding,
+// KV write, paged attention, output projection, residual, and the norm before the MLP. One call, six phases.
+#include "api.h"
+#include "gemm.h"
+#include "norm.h"
+#include "paged_attention.h"
+#include "pool.h"
+
+#include <algorithm>
+
+namespace janus {
+
+struct AttentionShape {
+  int64_t dtype, hidden, heads, kv_heads, head_dim, block_size;
+  double eps;
+};
+
+// Norms and biases are f32 (null = none); qkv and o are packed; caches are [blocks, block_size, kv_heads, head_dim].
+struct AttentionLayer {
+  const float *input_norm, *post_norm;
+  const void* qkv;
+  const float* qkv_bias;
+  const float *q_norm, *k_norm;
+  const void* o;
+  const float* o_bias;
+  void *keys, *values;
+};
+
+struct AttentionStep {
+  int64_t tokens, sequences, max_blocks;
+  const float* cos_sin;         // [tokens, head_dim]: cos, then sin
+  const int64_t* slot_mapping;  // [tokens]
+  const int32_t* query_start;   // [sequences + 1]
+  const int32_t* context_len;   // [sequences]
+  const int32_t* block_tables;  // [sequences, max_blocks]
+};
+
+namespace {
+
+constexpr long kRowsPerTask = 8;
+constexpr long kQueryRows = 16;  // query rows that share one walk over the context
+constexpr long kTaskBytes = 128 << 10;
+
+// Rows of a sequence that one task attends for.
+struct Item {
+  int32_t sequence;
+  int32_t row;  // first row of the step
+  int32_t rows;
+  int32_t visible;  // tokens that the first row sees
+};
+
+void list_items(const AttentionStep& step, std::vector<Item>& items) {
+  items.clear();
+  for (int32_t s = 0; s < step.sequences; ++s) {
+    const int32_t begin = step.query_start[s], end = step.query_start[s + 1];
+    for (int32_t row = begin; row < end; row += kQueryRows) {
+      const int32_t rows = std::min<int32_t>(kQueryRows, end - row);
+      items.push_back({s, row, rows, step.context_len[s] - (end - row) + 1});
+    }
+  }
+}
+
+// Norm (optional) and rotation of one head in f32: pairs are (d, d + D / 2).
+template <typename T>
+void rotate(const float* x, const float* norm, const float* cos_sin, T* y, long size, float eps) {
+  const float scale = norm ? inverse_rms(x, size, eps) : 1.0f;
+  const long half = size / 2;
+  const float *cos = cos_sin, *sin = cos_sin + half;
+  auto one = [&](long d) { return norm ? x[d] * scale * norm[d] : x[d]; };
+  for (long d = 0; d < half; ++d) {
+    const float a = one(d), b = one(d + half);
+    put(y + d, a * cos[d] - b * sin[d]);
+    put(y + d + half, b * cos[d] + a * sin[d]);
+  }
+}
+
+template <typename T>
+void run(const AttentionShape& shape, const AttentionLayer& layer, const AttentionStep& step, const T* h, T* h_out,
+         T* x_out) {
+  Pool& pool = Pool::get();
+  auto held = pool.lock();
+  const long hidden = shape.hidden, size = shape.head_dim, tokens = step.tokens;
+  const long q_width = shape.heads * size, kv_width = shape.kv_heads * size, qkv_width = q_width + 2 * kv_width;
+  const float eps = float(shape.eps);
+  T* normed = static_cast<T*>(pool.scratch(0, (tokens * hidden + 64) * sizeof(T)));
+  float* qkv = static_cast<float*>(pool.scratch(1, (tokens * qkv_width + 64) * sizeof(float)));
+  T* queries = static_cast<T*>(pool.scratch(2, (tokens * q_width + 64) * sizeof(T)));
+  T* attended = static_cast<T*>(pool.scratch(3, (tokens * q_width + 64) * sizeof(T)));
+  static std::vector<Item> items;  // guarded by the pool's lock
+  list_items(step, items);
+
+  auto row_groups = [tokens](long task, auto f) {
+    for (long r = task * kRowsPerTask; r < std::min(tokens, (task + 1) * kRowsPerTask); ++r) f(r);
+  };
+  auto norm_in = [&](long task) {
+    row_groups(task, [&](long r) { rms_norm(h + r * hidden, layer.input_norm, normed + r * hidden, hidden, eps); });
+  };
+
+  const long qkv_panels = ceil_div(qkv_width, kPanel), qkv_panel = panel_size<T>(hidden);
+  const long qkv_step = std::max(1L, kTaskBytes / long(qkv_panel * sizeof(T)));
+  auto project = [&](long task) {
+    for (long p = task * qkv_step; p < std::min(qkv_panels, (task + 1) * qkv_step); ++p)
+      times_panel(
+          static_cast<const T*>(layer.qkv) + p * qkv_panel, hidden, tokens, [&](long r) { return normed + r * hidden; },
+          [&](long r, f32x16 a, f32x16 b) { store_panel(qkv + r * qkv_width, p * kPanel, qkv_width, a, b); });
+  };
+
+  auto rotate_rows = [&](long task) {
+    row_groups(task, [&](long r) {
+      float* row = qkv + r * qkv_width;
+      if (layer.qkv_bias)
+        for (long c = 0; c < qkv_width; ++c) row[c] += layer.qkv_bias[c];
+      const float* cos_sin = step.cos_sin + r * size;
+      const long slot = step.slot_mapping[r] * kv_width;
+      for (long i = 0; i < shape.heads; ++i)
+        rotate(row + i * size, layer.q_norm, cos_sin, queries + r * q_width + i * size, size, eps);
+      for (long i = 0; i < shape.kv_heads; ++i)
+        rotate(row + q_width + i * size, layer.k_norm, cos_sin, static_cast<T*>(layer.keys) + slot + i * size, size,
+               eps);
+      T* values = static_cast<T*>(layer.values) + slot;
+      for (long c = 0; c < kv_width; ++c) put(values + c, row[q_width + kv_width + c]);
+    });
+  };
+
+  // Few sequences: a task per key head, so that all threads have work; many: a task per sequence.
+  const long count = long(items.size()), split = count >= 4L * pool.threads() ? 1 : shape.kv_heads;
+  const float scale = 1.0f / std::sqrt(float(size));
+  auto attention = [&](long task) {
+    const Item& item = items[task / split];
+    const PagedContext<T> context{static_cast<const T*>(layer.keys), static_cast<const T*>(layer.values),
+                                  step.block_tables + item.sequence * step.max_blocks,
+                                  shape.block_size, shape.kv_heads, size};
+    const long begin = split == 1 ? 0 : task % split, end = split == 1 ? shape.kv_heads : begin + 1;
+    for (long head = begin; head < end; ++head)
+      attend(context, queries + item.row * q_width, attended + item.row * q_width, q_width, item.rows, item.visible,
+             head, shape.heads / shape.kv_heads, scale);
+  };
+
+  const long o_panels = ceil_div(hidden, kPanel), o_panel = panel_size<T>(q_width);
+  const long o_step = std::max(1L, std::min(kTaskBytes / long(o_panel * sizeof(T)), o_panels / (2L * pool.threads())));
+  auto output = [&](long task) {
+    for (long p = task * o_step; p < std::min(o_panels, (task + 1) * o_step); ++p)
+      times_panel(
+          static_cast<const T*>(layer.o) + p * o_panel, q_width, tokens, [&](long r) { return attended + r * q_width; },
+          [&](long r, f32x16 a, f32x16 b) {
+            alignas(64) float sum[kPanel];
+            store16(sum, a);
+            store16(sum + 16, b);
+            const long first = p * kPanel, last = std::min(hidden, first + kPanel);
+            const T* from = h + r * hidden;
+            T* to = h_out + r * hidden;
+            for (long c = first; c < last; ++c)
+              put(to + c, to_float(from[c]) + sum[c - first] + (layer.o_bias ? layer.o_bias[c] : 0.0f));
+          });
+  };
+  auto norm_out = [&](long task) {
+    row_groups(task, [&](long r) { rms_norm(h_out + r * hidden, layer.post_norm, x_out + r * hidden, hidden, eps); });
+  };
+
+  const long groups = ceil_div(tokens, kRowsPerTask);
+  Phase phases[] = {phase(groups, norm_in),         phase(ceil_div(qkv_panels, qkv_step), project),
+                    phase(groups, rotate_rows),     phase(count * split, attention),
+                    phase(ceil_div(o_panels, o_step), output), phase(groups, norm_out)};
+  const long bytes = hidden * (qkv_width + q_width) * long(sizeof(T));
+  pool.run(phases, 6, bytes + tokens * hidden * (qkv_width + q_width) / 8 > (256 << 10));
+}
+
+}  // namespace
+}  // namespace janus
+
+using namespace janus;
+
+// Elements of W [n, k] packed, and the packing of it.
+JANUS_API int64_t janus_packed_bytes(int64_t dtype, int64_t n, int64_t k) {
+  const long panels = ceil_div(n, kPanel);
+  return dtype == kBfloat16 ? panels * panel_size<bf16>(k) * 2 : panels * panel_size<float>(k) * 4;
+}
+
+JANUS_API void janus_pack(int64_t dtype, int64_t n, int64_t k, const void* from, void* to) {
+  auto row_of = [n](long c) { return c < n ? c : -1L; };
+  if (dtype == kBfloat16) {
+    pack_panels(static_cast<bf16*>(to), static_cast<const bf16*>(from), n, k, row_of);
+  } else {
+    pack_panels(static_cast<float*>(to), static_cast<const float*>(from), n, k, row_of);
+  }
+}
+
+// h, h_out, x_out: [tokens, hidden] in dtype.
+JANUS_API void janus_attention(const AttentionShape* shape, const AttentionLayer* layer, const AttentionStep* step,
+                               const void* h, void* h_out, void* x_out) {
+  if (shape->dtype == kBfloat16) {
+    run(*shape, *layer, *step, static_cast<const bf16*>(h), static_cast<bf16*>(h_out), static_cast<bf16*>(x_out));
+  } else {
+    run(*shape, *layer, *step, static_cast<const float*>(h), static_cast<float*>(h_out), static_cast<float*>(x_out));
+  }
+}

@@ -1,0 +1,190 @@
+// The experts of one MoE layer: y[n] = sum over k of weight[n, k] * down(silu(gate(x[n])) * up(x[n])).
+//
+// Rows are grouped by expert, so that an expert's weights are read from memory once per call. Phase 1 computes the hidden
+// activations, a task per expert and slice of hidden units. Phase 2 gives each task a slice of output columns and walks
+// all experts in ascending slot order: a row's sum has the same order of terms in whatever company it comes.
+#include "api.h"
+#include "gemm.h"
+#include "pool.h"
+
+#include <algorithm>
+
+namespace janus {
+namespace {
+
+constexpr long kTaskBytes = 128 << 10;  // weights that one task reads: ~10 us, short against a layer
+
+struct Shape {
+  long hidden, width;
+  long gate_up_panels() const { return ceil_div(width, 16); }  // 16 gate and their 16 up columns each
+  long down_panels() const { return ceil_div(hidden, kPanel); }
+  long padded_width() const { return round_up(width, 16); }
+  template <typename T>
+  long gate_up_size() const {
+    return gate_up_panels() * panel_size<T>(hidden);
+  }
+  template <typename T>
+  long down_size() const {
+    return down_panels() * panel_size<T>(width);
+  }
+};
+
+template <typename T>
+void pack(Shape shape, const T* gate_up, const T* down, T* packed) {
+  long width = shape.width;
+  pack_panels(packed, gate_up, shape.gate_up_panels() * kPanel, shape.hidden, [width](long c) {
+    long unit = c / kPanel * 16 + c % 16;
+    if (unit >= width) return -1L;
+    return c % kPanel < 16 ? unit : width + unit;
+  });
+  pack_panels(packed + shape.gate_up_size<T>(), down, shape.hidden, width,
+              [&](long c) { return c < shape.hidden ? c : -1L; });
+}
+
+struct Entry {
+  int32_t row;
+  float weight;
+};
+
+// The (row, weight) pairs of every slot, ascending by slot, then by row.
+struct Groups {
+  std::vector<int32_t> active;  // slots with at least one row
+  std::vector<long> start;      // per slot, first entry; one more at the end
+  std::vector<Entry> entries;
+
+  // Returns -1, or the first slot id that is out of range or empty.
+  long build(const int32_t* slots, const float* weights, long n, long k, const void* const* held, long num_slots) {
+    start.assign(num_slots + 1, 0);
+    for (long i = 0; i < n * k; ++i) {
+      int32_t slot = slots[i];
+      if (slot < 0) continue;
+      if (slot >= num_slots || !held[slot]) return slot;
+      ++start[slot + 1];
+    }
+    active.clear();
+    for (long slot = 0; slot < num_slots; ++slot) {
+      if (start[slot + 1]) active.push_back(int32_t(slot));
+      start[slot + 1] += start[slot];
+    }
+    entries.resize(start[num_slots]);
+    cursor_.assign(start.begin(), start.end() - 1);
+    for (long i = 0; i < n * k; ++i)
+      if (slots[i] >= 0) entries[cursor_[slots[i]]++] = {int32_t(i / k), weights[i]};
+    return -1;
+  }
+
+ private:
+  std::vector<long> cursor_;
+};
+
+template <typename T>
+int64_t forward(Shape shape, const void* const* held, long num_slots, long n, long k, const T* x, const int32_t* slots,
+                const float* weights, T* out) {
+  Pool& pool = Pool::get();
+  auto held_lock = pool.lock();
+  static Groups groups;  // guarded by the pool's lock; keeps its memory between calls
+  long missing = groups.build(slots, weights, n, k, held, num_slots);
+  if (missing >= 0) return 1 + missing;
+  const long hidden = shape.hidden, padded = shape.padded_width();
+  const long total = long(groups.entries.size()), active = long(groups.active.size());
+  T* inner = static_cast<T*>(pool.scratch(0, (total * padded + 64) * sizeof(T)));
+  float* sums = static_cast<float*>(pool.scratch(1, (n * hidden + 64) * sizeof(float)));
+
+  const long up_panel = panel_size<T>(hidden), down_panel = panel_size<T>(shape.width);
+  const long per_task = std::max(1L, std::min(shape.gate_up_panels(), kTaskBytes / long(up_panel * sizeof(T))));
+  const long slices = ceil_div(shape.gate_up_panels(), per_task);
+
+  auto gate_up = [&](long task) {
+    const int32_t slot = groups.active[task / slices];
+    const T* w = static_cast<const T*>(held[slot]);
+    const long first = groups.start[slot], count = groups.start[slot + 1] - first;
+    const Entry* rows = groups.entries.data() + first;
+    const long end = std::min(shape.gate_up_panels(), (task % slices + 1) * per_task);
+    for (long p = task % slices * per_task; p < end; ++p) {
+      times_panel(
+          w + p * up_panel, hidden, count, [&](long i) { return x + rows[i].row * hidden; },
+          [&](long i, f32x16 gate, f32x16 up) { store16(inner + (first + i) * padded + p * 16, silu16(gate) * up); });
+    }
+  };
+
+  // Columns of y per task: few enough that all threads have some, whole panels, and a contiguous read per expert.
+  const long columns = std::max(1L, std::min(4L, shape.down_panels() / (2L * pool.threads())));
+  auto down = [&](long task) {
+    const long begin = task * columns, end = std::min(shape.down_panels(), begin + columns);
+    const long left = begin * kPanel, right = std::min(hidden, end * kPanel);
+    for (long row = 0; row < n; ++row) std::memset(sums + row * hidden + left, 0, (right - left) * sizeof(float));
+    for (int32_t slot : groups.active) {
+      const T* w = static_cast<const T*>(held[slot]) + shape.gate_up_size<T>();
+      const long first = groups.start[slot], count = groups.start[slot + 1] - first;
+      const Entry* rows = groups.entries.data() + first;
+      for (long p = begin; p < end; ++p) {
+        times_panel(
+            w + p * down_panel, shape.width, count, [&](long i) { return inner + (first + i) * padded; },
+            [&](long i, f32x16 a, f32x16 b) {
+              float* y = sums + rows[i].row * hidden;
+              const long column = p * kPanel;
+              if (column + kPanel <= hidden) {
+                store16(y + column, load16(y + column) + rows[i].weight * a);
+                store16(y + column + 16, load16(y + column + 16) + rows[i].weight * b);
+              } else {
+                for (long c = column; c < hidden; ++c) {
+                  const long lane = c - column;
+                  y[c] += rows[i].weight * (lane < 16 ? a[lane] : b[lane - 16]);
+                }
+              }
+            });
+      }
+    }
+    for (long row = 0; row < n; ++row) {
+      const float* from = sums + row * hidden;
+      T* to = out + row * hidden;
+      long c = left;
+      for (; c + 16 <= right; c += 16) store16(to + c, load16(from + c));
+      for (; c < right; ++c) put(to + c, from[c]);
+    }
+  };
+
+  Phase phases[] = {phase(active * slices, gate_up), phase(ceil_div(shape.down_panels(), columns), down)};
+  const long bytes = active * long((shape.gate_up_size<T>() + shape.down_size<T>()) * sizeof(T));
+  const long work = bytes + total * hidden * shape.width / 8;
+  pool.run(phases, 2, work > (256 << 10));
+  return 0;
+}
+
+}  // namespace
+}  // namespace janus
+
+using namespace janus;
+
+// Bytes of one packed expert: gate_up [2 * width, hidden] and down [hidden, width].
+JANUS_API int64_t janus_expert_bytes(int64_t dtype, int64_t hidden, int64_t width) {
+  Shape shape{hidden, width};
+  if (dtype == kBfloat16) return (shape.gate_up_size<bf16>() + shape.down_size<bf16>()) * sizeof(bf16);
+  return (shape.gate_up_size<float>() + shape.down_size<float>()) * sizeof(float);
+}
+
+JANUS_API void janus_pack_expert(int64_t dtype, int64_t hidden, int64_t width, const void* gate_up, const void* down,
+                                 void* packed) {
+  Shape shape{hidden, width};
+  if (dtype == kBfloat16) {
+    pack(shape, static_cast<const bf16*>(gate_up), static_cast<const bf16*>(down), static_cast<bf16*>(packed));
+  } else {
+    pack(shape, static_cast<const float*>(gate_up), static_cast<const float*>(down), static_cast<float*>(packed));
+  }
+}
+
+// held [num_slots]: packed experts, null where a slot is empty. slots [n, k]: -1 = not here. out [n, hidden] in dtype.
+// Returns 0, or 1 + the first slot id that is out of range or empty (out is then not written).
+JANUS_API int64_t janus_experts(int64_t dtype, int64_t hidden, int64_t width, const void* const* held,
+                                int64_t num_slots, int64_t n, int64_t k, const void* x, const int32_t* slots,
+                                const float* weights, void* out) {
+  Shape shape{hidden, width};
+  if (dtype == kBfloat16)
+    return forward(shape, held, num_slots, n, k, static_cast<const bf16*>(x), slots, weights, static_cast<bf16*>(out));
+  return forward(shape, held, num_slots, n, k, static_cast<const float*>(x), slots, weights, static_cast<float*>(out));
+}
+
+JANUS_API void janus_configure(int64_t threads, int64_t spin_us) {
+  Pool::get().configure(int(threads), int(spin_us));
+}
+JANUS_API int64_t janus_threads() { return Pool::get().threads(); }

@@ -1,0 +1,29 @@
+// RMS norm of one row: x / sqrt(mean(x^2) + eps) * weight, in f32.
+#pragma once
+
+#include "vec.h"
+
+namespace janus {
+
+template <typename X>
+inline float inverse_rms(const X* x, long n, float eps) {
+  f32x16 sum = {};
+  long i = 0;
+  for (; i + 16 <= n; i += 16) {
+    f32x16 v = load16(x + i);
+    sum += v * v;
+  }
+  float total = sum16(sum);
+  for (; i < n; ++i) total += to_float(x[i]) * to_float(x[i]);
+  return 1.0f / std::sqrt(total / float(n) + eps);
+}
+
+template <typename X, typename Y>
+inline void rms_norm(const X* x, const float* weight, Y* y, long n, float eps) {
+  const float scale = inverse_rms(x, n, eps);
+  long i = 0;
+  for (; i + 16 <= n; i += 16) store16(y + i, load16(x + i) * scale * load16(weight + i));
+  for (; i < n; ++i) put(y + i, to_float(x[i]) * scale * weight[i]);
+}
+
+}  // namespace janus

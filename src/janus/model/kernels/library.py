@@ -1,0 +1,166 @@
+"""ctypes binding of the CPU kernels (``kernels/cpu``). Calls release the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from ctypes import c_double, c_int64, c_void_p
+from functools import cache
+
+import structlog
+import torch
+
+from janus.model.kernels.build import KernelBuildError, build
+
+_log = structlog.get_logger(__name__)
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+#: How long an idle worker spins before it sleeps: long enough to bridge the Python between two kernels of one step,
+#: short enough not to hold a core that another server of the machine needs.
+DEFAULT_SPIN_US = 50
+
+
+class AttentionShape(ctypes.Structure):
+    """``janus::AttentionShape``."""
+
+    _fields_ = (
+        ("dtype", c_int64),
+        ("hidden", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("block_size", c_int64),
+        ("eps", c_double),
+    )
+
+
+class AttentionLayer(ctypes.Structure):
+    """``janus::AttentionLayer``: addresses, null where a family has no such tensor."""
+
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in (
+            "input_norm",
+            "post_norm",
+            "qkv",
+            "qkv_bias",
+            "q_norm",
+            "k_norm",
+            "o",
+            "o_bias",
+            "keys",
+            "values",
+        )
+    )
+
+
+class AttentionStep(ctypes.Structure):
+    """``janus::AttentionStep``."""
+
+    _fields_ = (
+        ("tokens", c_int64),
+        ("sequences", c_int64),
+        ("max_blocks", c_int64),
+        ("cos_sin", c_void_p),
+        ("slot_mapping", c_void_p),
+        ("query_start", c_void_p),
+        ("context_len", c_void_p),
+        ("block_tables", c_void_p),
+    )
+
+
+_SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "janus_configure": (None, (c_int64, c_int64)),
+    "janus_threads": (c_int64, ()),
+    "janus_expert_bytes": (c_int64, (c_int64,) * 3),
+    "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
+    "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
+    "janus_packed_bytes": (c_int64, (c_int64,) * 3),
+    "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
+    "janus_attention": (None, (c_void_p,) * 6),
+    "janus_route": (None, (c_int64,) * 6 + (c_void_p,) * 4),
+    "janus_dense_mlp": (None, (c_int64,) * 4 + (c_void_p,) * 3),
+    "janus_head": (None, (c_int64,) * 4 + (c_double,) + (c_void_p,) * 5),
+}
+
+
+class Library:
+    """The loaded kernels. Attributes named like the C functions are callables; addresses are passed as integers."""
+
+    def __init__(self, path: str) -> None:
+        self._dll = ctypes.CDLL(path)
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self._dll, name)
+            function.restype = result
+            function.argtypes = arguments
+        self.configure = self._dll.janus_configure
+        self.expert_bytes = self._dll.janus_expert_bytes
+        self.pack_expert = self._dll.janus_pack_expert
+        self.experts = self._dll.janus_experts
+        self.attention = self._dll.janus_attention
+        self.route = self._dll.janus_route
+        self.dense_mlp = self._dll.janus_dense_mlp
+        self.head = self._dll.janus_head
+
+    def threads(self) -> int:
+        """How many threads work on a call, the caller included."""
+        return int(self._dll.janus_threads())
+
+    def pack(self, weight_NK: torch.Tensor) -> torch.Tensor:
+        """Return ``weight`` [N, K] in the kernels' layout, as bytes."""
+        rows, columns = weight_NK.shape
+        dtype = DTYPES[weight_NK.dtype]
+        packed = huge_bytes(int(self._dll.janus_packed_bytes(dtype, rows, columns)))
+        weight_NK = weight_NK.contiguous()
+        self._dll.janus_pack(dtype, rows, columns, weight_NK.data_ptr(), packed.data_ptr())
+        return packed
+
+
+@cache
+def load_library() -> Library | None:
+    """Return the kernels, compiled if need be, or None (logged once) where that is impossible.
+
+    ``JANUS_CPU_KERNELS=off`` turns them off.
+    """
+    if os.environ.get("JANUS_CPU_KERNELS", "on").lower() in {"off", "0", "false"}:
+        _log.info("kernels_off", reason="JANUS_CPU_KERNELS")
+        return None
+    try:
+        library = Library(str(build()))
+    except (KernelBuildError, OSError) as error:
+        _log.warning(
+            "kernels_unavailable", problem=str(error), effect="torch computes everything, several times slower"
+        )
+        return None
+    library.configure(default_threads(), DEFAULT_SPIN_US)
+    return library
+
+
+def default_threads() -> int:
+    """``OMP_NUM_THREADS`` where set, else the cores that this process may run on."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",", maxsplit=1)[0]
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+
+
+def configure_threads(threads: int, spin_us: int = DEFAULT_SPIN_US) -> None:
+    """Set how many threads this process computes with.
+
+    With kernels, torch is left one thread: it only does small things between them, and its own idle threads would
+    spin on the cores that the kernels, or other processes, use.
+    """
+    library = load_library()
+    if library is None:
+        torch.set_num_threads(threads)
+        return
+    library.configure(threads, spin_us)
+    torch.set_num_threads(1)
+
+
+def huge_bytes(count: int) -> torch.Tensor:
+    """Return ``count`` zero bytes on huge pages where the system grants them (fewer TLB misses on weights)."""
+    memory = mmap.mmap(-1, max(1, count))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:count]
