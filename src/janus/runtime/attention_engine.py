@@ -197,19 +197,25 @@ class AttentionEngine:
         now = time.monotonic()
         since = self._batcher.stats().failing_since
         lasted = 0.0 if since is None else now - since
-        if lasted >= self._recovery_timeout_s or not self._exchange.ready():
-            try:
-                await self._exchange.wait_ready(max(0.0, self._recovery_timeout_s - lasted))
-            except DispatchError as lost:
-                refusal = Unavailable(f"experts are unavailable: {lost}", code="experts_unavailable", retry_after_s=2.0)
-                log.error("requests_refused", step=plan.step_id, problem=str(lost), cause=str(error))
-                self._act(self._batcher.step_failed(plan, retry=False, error=refusal, now=now))
-                self._act(self._batcher.abort(refusal))
-                return
+        if lasted >= self._recovery_timeout_s:
+            self._refuse(plan, error)
+            return
+        try:
+            await self._exchange.wait_ready(self._recovery_timeout_s - lasted)
+        except DispatchError as lost:
+            self._refuse(plan, lost)
+            return
         log.warning("step_retried", step=plan.step_id, attempt=plan.attempt, problem=str(error))
         self._act(self._batcher.step_failed(plan, retry=True, now=now))
         if isinstance(error, ReplicaMissing):
             await self._exchange.wait_changed(_REPLAN_WAIT_S)
+
+    def _refuse(self, plan: StepPlan, error: DispatchError) -> None:
+        """End every request: none can be computed without its experts."""
+        refusal = Unavailable(f"experts are unavailable: {error}", code="experts_unavailable", retry_after_s=2.0)
+        log.error("requests_refused", step=plan.step_id, attempt=plan.attempt, problem=str(error))
+        self._act(self._batcher.step_failed(plan, retry=False, error=refusal, now=time.monotonic()))
+        self._act(self._batcher.abort(refusal))
 
     # -- news ----------------------------------------------------------------------------------------------------
 

@@ -235,8 +235,15 @@ class ExpertEngine:
         layer, group = turn
         live = [waiting for waiting in group if not waiting.link.closed]
         if live:
-            with torch.inference_mode():
-                self._compute(layer, live)
+            try:
+                with torch.inference_mode():
+                    self._compute(layer, live)
+            except Exception as error:
+                # A bug or a device error: whoever waits is told at once, and the server goes on.
+                log.exception("compute_failed", layer=layer, dispatches=len(live))
+                for waiting in live:
+                    problem = f"the experts of MoE layer {layer} failed: {type(error).__name__}: {error}"
+                    self._reject(waiting.link, waiting.frame, "internal", problem)
         if len(self._queues):
             self._schedule()
         else:
