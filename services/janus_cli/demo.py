@@ -31,7 +31,7 @@ _HEARTBEAT_LIMIT_S = 5.0
 def demo(options: DemoOptions) -> int:
     """Run the demo; returns the exit status."""
     port = _free_port(options.port)
-    for finding in (check_ucx(),):
+    for finding in check_ucx():
         if finding.level == "problem":
             raise ConfigError(finding.check, finding.detail, finding.remedy)
     up = UpOptions(
