@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.errors import CheckpointError
-from janus.model.rope import RopeParameters
+from janus.model.rope_parameters import RopeParameters
 
 
 @dataclass(frozen=True, kw_only=True)

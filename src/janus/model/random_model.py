@@ -13,7 +13,7 @@ import torch
 from janus.model.config import ModelConfig
 from janus.model.families import family_named
 from janus.model.families.base import TensorSpec
-from janus.model.rope import RopeParameters
+from janus.model.rope_parameters import RopeParameters
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

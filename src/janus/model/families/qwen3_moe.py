@@ -9,7 +9,7 @@ from janus.errors import CheckpointError
 from janus.model.config import ModelConfig
 from janus.model.families.base import AttentionSpec, FusedExpertsSpec, MlpSpec, ModelSpec, TensorSpec
 from janus.model.families.reader import ConfigReader
-from janus.model.rope import RopeParameters
+from janus.model.rope_parameters import RopeParameters
 
 MODEL_TYPE = "qwen3_moe"
 
