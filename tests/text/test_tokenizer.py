@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from janus.errors import CheckpointError, InvalidRequest
 from janus.text import ChatTemplate, Tokenizer
-
-from .conftest import byte_level, save
+from tests.text.builders import byte_level, save
 
 CHATML = (
     "{%- if not messages %}{{ raise_exception('no messages') }}{% endif %}"
