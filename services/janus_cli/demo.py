@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 import sys
 import time
 
@@ -71,8 +73,9 @@ async def _show(supervisor: Supervisor, options: DemoOptions) -> None:
     print(flush=True)
     console.print(f"\n[dim]{usage}[/dim]\n")
     for source, activated in (await _activated(supervisor)).items():
-        console.print(layers_table(f"experts that the last token activated ({source})", activated))
-    console.print(_next_steps(supervisor.url, options.model.resolve().name, options.prompt))
+        console.print(f"Experts that {source} activated for the last token, per MoE layer and expert-server:")
+        console.print(layers_table(activated))
+    print(_next_steps(supervisor.url, options), flush=True)
 
 
 async def _activated(supervisor: Supervisor) -> dict[str, dict[str, list[int]]]:
@@ -98,19 +101,24 @@ def _free_port(wanted: int) -> int:
     return 0
 
 
-def _next_steps(url: str, model: str, prompt: str) -> str:
+def _next_steps(url: str, options: DemoOptions) -> str:
+    prompt = options.prompt
+    request = {"prompt": prompt, "max_tokens": 80, "temperature": 0.75, "stream": True}
     return f"""
 Send a request with curl:
 
   curl -N {url}/v1/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "prompt": "{prompt}", "max_tokens": 80, "temperature": 0.75, "stream": true}}'
+    -d {shlex.quote(json.dumps(request))}
 
 or with the openai client:
 
   from openai import OpenAI
+
   client = OpenAI(base_url="{url}/v1", api_key="none")
-  for part in client.completions.create(model="{model}", prompt="{prompt}", max_tokens=80, stream=True):
+  model = client.models.list().data[0].id
+  for part in client.completions.create(model=model, prompt={prompt!r}, max_tokens=80, stream=True):
       print(part.choices[0].text, end="", flush=True)
 
-A cluster that stays: janus up --model {model} --attention 1 --experts 2, then janus status --layers, janus chat.
+A cluster that stays:  janus up --model {options.model} --attention 1 --experts 2
+Then, elsewhere:       janus status --layers,  janus chat,  janus down
 """

@@ -46,10 +46,10 @@ def instances_table(report: StatusReport) -> Table:
     """One row per instance, also for those that are missing."""
     table = Table(box=None, pad_edge=False)
     for column in ("instance", "node", "address", "state"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("running", "waiting", "KV", "tokens", "steps", "epoch", "memory", "heard"):
-        table.add_column(column, justify="right")
-    table.add_column("why", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", min_width=12)
     for member in sorted(report.view.members, key=lambda member: (_ROLES.index(member.role), member.instance)):
         age = report.heartbeat_age_s.get(member.instance)
         table.add_row(*_row(member, report.heartbeats.get(member.instance), age))
@@ -91,15 +91,16 @@ def show_layers(console: Console, report: StatusReport) -> None:
     shown = False
     for source, heartbeat in sorted(report.heartbeats.items()):
         if heartbeat.activated:
-            console.print(layers_table(f"last step of {source}: activated experts", heartbeat.activated))
+            console.print(f"activated experts in the last step of {source}:")
+            console.print(layers_table(heartbeat.activated))
             shown = True
     if not shown:
         console.print("no step has been run yet: no activated experts to show")
 
 
-def layers_table(title: str, activated: dict[str, list[int]]) -> Table:
+def layers_table(activated: dict[str, list[int]]) -> Table:
     """Rows are MoE layers, columns the expert instances; the last column is the largest, a_max."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("MoE layer", justify="right")
     instances = sorted(activated)
     for instance in instances:
