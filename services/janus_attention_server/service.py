@@ -190,7 +190,7 @@ class AttentionService:
             if session is not None:
                 per_session.setdefault(id(session), (session, []))[1].append(delta)
         for session, own in per_session.values():
-            session.send(own)
+            session.send(own, self._stats.kv_usage if self._stats else 0.0)
 
     def _on_experts(self, state: ExpertsState) -> None:
         self._experts = state

@@ -38,21 +38,23 @@ class GatewaySession:
         self._on_end = on_end
         self._link: Link | None = None
         self._unsent: list[TokenDelta] = []
+        self._kv_usage = 0.0
         self._sender: asyncio.Task[None] | None = None
         self.requests: set[str] = set()
 
-    def send(self, deltas: list[TokenDelta]) -> None:
+    def send(self, deltas: list[TokenDelta], kv_usage: float) -> None:
         """Send news of this gateway's requests, or keep it until the link takes more; order is kept."""
         for delta in deltas:
             if delta.finish_reason is not None:
                 self.requests.discard(delta.request_id)
         self._unsent += deltas
+        self._kv_usage = kv_usage
         if self._sender is None and self._link is not None:
             self._flush(self._link)
 
     def _flush(self, link: Link) -> None:
         try:
-            link.post_message(Tokens(deltas=self._unsent))
+            link.post_message(Tokens(deltas=self._unsent, kv_usage=self._kv_usage))
             self._unsent = []
         except LinkBusy:
             self._sender = asyncio.create_task(self._send_slowly(link), name=f"tokens[{self.name}]")
@@ -64,7 +66,7 @@ class GatewaySession:
         try:
             while self._unsent:
                 batch, self._unsent = self._unsent, []
-                await link.send_message(Tokens(deltas=batch), timeout_s=_STALL_LIMIT_S)
+                await link.send_message(Tokens(deltas=batch, kv_usage=self._kv_usage), timeout_s=_STALL_LIMIT_S)
         except LinkError as error:
             link.abort(f"takes no tokens: {error.problem}")
         finally:

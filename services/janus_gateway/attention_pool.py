@@ -141,6 +141,7 @@ class AttentionPool:
             log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
             return
         now = asyncio.get_running_loop().time()
+        self._kv_usage[link.peer.instance] = message.kv_usage
         for delta in message.deltas:
             track = self._tracks.get(delta.request_id)
             if track is not None:  # else: finished or cancelled here, the tokens were on their way
@@ -333,6 +334,7 @@ class AttentionPool:
         metrics.waiting.set(stats.waiting)
         metrics.recovering.set(len(self._orphans))
         metrics.outstanding.set(self._admission.stats().tokens)
+        metrics.kv_usage.set(max(self._kv_usage.values(), default=0.0))
         metrics.instances.set(len(self._attention & self._links.keys()))
 
 

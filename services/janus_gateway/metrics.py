@@ -33,7 +33,7 @@ class GatewayMetrics:
         )
         self.running = self._gauge("vllm:num_requests_running", "Sequences that have begun to answer.")
         self.waiting = self._gauge("vllm:num_requests_waiting", "Sequences without a first token yet.")
-        self.kv_usage = self._gauge("vllm:kv_cache_usage_perc", "KV cache in use, 0..1; highest over the instances.")
+        self.kv_usage = self._gauge("vllm:kv_cache_usage_perc", "KV cache in use, 0..1, of the fullest instance.")
         self.instances = self._gauge("janus_gateway_attention_instances", "Attention instances that take requests.")
         self.outstanding = self._gauge("janus_gateway_outstanding_tokens", "Tokens that admitted requests may need.")
         self.recovering = self._gauge("janus_gateway_recovering_sequences", "Sequences whose instance was lost.")

@@ -197,7 +197,7 @@ class EchoInstance:
             if link is not None and not link.closed:
                 by_link.setdefault(link, []).append(delta)
         for link, own in by_link.items():
-            link.post_message(Tokens(deltas=own))
+            link.post_message(Tokens(deltas=own, kv_usage=self._batcher.stats().kv_usage))
 
 
 def _logprob(view: SamplingView, token: int) -> TokenLogprob | None:

@@ -285,5 +285,6 @@ async def test_metrics_have_the_names_that_dashboards_know(cluster: EchoCluster,
     stream = Stream(cluster)
     await stream.first.wait()
     assert await cluster.metric("vllm:num_requests_running") == 1
+    assert 0 < await cluster.metric("vllm:kv_cache_usage_perc") < 1
     cluster.first.allow(None)
     await stream.task

@@ -69,12 +69,14 @@ def why_not_serving(view: ClusterView | None) -> str:
     """Return why the cluster of ``view`` cannot serve, naming what is missing; empty when it can."""
     if view is None:
         return "the placement-controller has not answered yet"
+    # An attention instance says "ready" when it reaches every expert, on expert-servers or, with local experts, in its
+    # own process; in the latter case there is never a placement.
+    if any(member.role == "attention" and member.state == "ready" for member in view.members):
+        return ""
     missing = f"; missing: {', '.join(view.missing)}" if view.missing else ""
     if view.placement is None:
         return f"no placement is in force: not every expert is loaded{missing}"
-    if not any(member.role == "attention" and member.state == "ready" for member in view.members):
-        return f"no attention instance is ready{missing}"
-    return ""
+    return f"no attention instance is ready{missing}"
 
 
 class Admission:

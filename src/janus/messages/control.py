@@ -256,6 +256,8 @@ class Tokens(_Message, frozen=True, tag="tokens"):
     """Attention instance -> gateway: all news of one step, in one message."""
 
     deltas: list[TokenDelta]
+    #: Share of the instance's KV cache in use after the step, 0..1.
+    kv_usage: float = 0.0
 
 
 # -- errors that answer a frame ------------------------------------------------------------------------------------
