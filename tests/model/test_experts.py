@@ -1,0 +1,164 @@
+"""The expert bank against an f64 oracle, over uneven groups, empty slots and odd sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from janus.errors import ReplicaMissing
+from janus.model.checkpoint import Checkpoint
+from janus.model.experts import ExpertBank
+from janus.model.random_model import random_config, write_random_model
+
+
+def oracle(
+    checkpoint: Checkpoint, layer: int, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """f64, one (row, expert) pair at a time, from the tensors as stored."""
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for row in range(len(x)):
+        for column, expert in enumerate(experts[row].tolist()):
+            if expert < 0:
+                continue
+            prefix = f"model.layers.{layer}.mlp.experts.{expert}"
+            gate, up, down = (
+                checkpoint.read(f"{prefix}.{name}_proj.weight", torch.float64) for name in ("gate", "up", "down")
+            )
+            y = x[row].double()
+            y = down @ (torch.nn.functional.silu(gate @ y) * (up @ y))
+            out[row] += weights[row, column].double() * y
+    return out
+
+
+@pytest.fixture(scope="module", params=[(64, 32), (70, 19), (512, 256)], ids=str)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    hidden, width = request.param
+    config = random_config(hidden_size=hidden, moe_intermediate_size=width, num_layers=1, num_experts=6)
+    path = write_random_model(tmp_path_factory.mktemp("experts"), config, std=0.1)
+    return Checkpoint.open(path)
+
+
+#: Slot -> expert of the banks under test: a permutation, two replicas of expert 3, and slot 5 left empty.
+SLOTS = (4, 3, 0, 3, 1)
+NUM_SLOTS = 6
+
+
+def make_bank(checkpoint: Checkpoint, dtype: torch.dtype, kernels: bool) -> ExpertBank:
+    bank = ExpertBank(checkpoint.config, 1, NUM_SLOTS, dtype, kernels=kernels)
+    for slot, expert in enumerate(SLOTS):
+        bank.load(checkpoint, 0, slot, expert)
+    return bank
+
+
+def to_experts(slots: torch.Tensor) -> torch.Tensor:
+    table = torch.tensor([*SLOTS, -1])
+    return torch.where(slots >= 0, table[slots.long().clamp(min=0)], -1)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 9, 33])
+def test_equals_oracle(checkpoint: Checkpoint, dtype: torch.dtype, kernels: bool, rows: int) -> None:
+    bank = make_bank(checkpoint, dtype, kernels)
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, checkpoint.config.hidden_size, generator=generator).to(dtype)
+    # Skewed: most rows choose slot 0; some choices are elsewhere (-1), some rows have none here.
+    slots = torch.randint(-1, len(SLOTS), (rows, 3), generator=generator, dtype=torch.int32)
+    slots[: rows * 2 // 3, 0] = 0
+    slots[rows // 2 :: 5] = -1
+    weights = torch.rand(rows, 3, generator=generator)
+    got = bank.forward(0, x, slots, weights)
+    want = oracle(checkpoint, 0, x, to_experts(slots), weights)
+    assert got.dtype == dtype
+    if dtype == torch.float32:
+        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-5)
+    else:
+        scale = float(want.abs().max()) if rows else 1.0
+        # The hidden activations are rounded to bf16 (8 bits) before the second product, the output once more.
+        torch.testing.assert_close(got.double(), want, atol=0.01 * scale, rtol=0.02)
+    assert torch.equal(got[(slots < 0).all(dim=1)], torch.zeros_like(got[(slots < 0).all(dim=1)]))
+
+
+def test_rows_do_not_see_each_other(checkpoint: Checkpoint) -> None:
+    """The same row gives the same bits alone and in any company: the kernels never mix rows."""
+    bank = make_bank(checkpoint, torch.bfloat16, kernels=True)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, checkpoint.config.hidden_size, generator=generator).bfloat16()
+    slots = torch.randint(-1, len(SLOTS), (40, 4), generator=generator, dtype=torch.int32)
+    weights = torch.rand(40, 4, generator=generator)
+    together = bank.forward(0, x, slots, weights)
+    for start, end in ((0, 1), (3, 20), (39, 40)):
+        assert torch.equal(bank.forward(0, x[start:end], slots[start:end], weights[start:end]), together[start:end])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), rows=st.integers(0, 20), k=st.integers(1, 5))
+def test_parts_on_several_banks_add_up(checkpoint: Checkpoint, data: st.DataObject, rows: int, k: int) -> None:
+    """However slots are split among instances, the partial sums add up to the whole."""
+    bank = make_bank(checkpoint, torch.float32, kernels=True)
+    choice = st.lists(st.integers(-1, len(SLOTS) - 1), min_size=rows * k, max_size=rows * k)
+    slots = torch.tensor(data.draw(choice), dtype=torch.int32).view(rows, k)
+    here = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows * k, max_size=rows * k)), dtype=torch.bool)
+    here = here.view(rows, k)
+    x = torch.randn(rows, checkpoint.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(rows, k, generator=torch.Generator().manual_seed(1))
+    nowhere = torch.tensor(-1, dtype=torch.int32)
+    whole = bank.forward(0, x, slots, weights)
+    parts = [bank.forward(0, x, torch.where(mask, slots, nowhere), weights) for mask in (here, ~here)]
+    torch.testing.assert_close(parts[0] + parts[1], whole, atol=1e-4, rtol=1e-5)
+    assert bank.activated(slots) == len({slot for slot in slots.flatten().tolist() if slot >= 0})
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("slot", [5, 6, 2_000_000_000])
+def test_empty_or_unknown_slot_is_refused_and_out_untouched(checkpoint: Checkpoint, kernels: bool, slot: int) -> None:
+    bank = make_bank(checkpoint, torch.float32, kernels)
+    x = torch.ones(2, checkpoint.config.hidden_size)
+    out = torch.full_like(x, 7.0)
+    slots = torch.tensor([[0], [slot]], dtype=torch.int32)
+    with pytest.raises(ReplicaMissing, match=str(slot)):
+        bank.forward(0, x, slots, torch.ones(2, 1), out=out)
+    assert torch.equal(out, torch.full_like(x, 7.0))
+
+
+def test_slots_come_and_go(checkpoint: Checkpoint) -> None:
+    bank = make_bank(checkpoint, torch.float32, kernels=True)
+    x, weights = torch.randn(3, checkpoint.config.hidden_size), torch.ones(3, 1)
+    before = bank.forward(0, x, torch.full((3, 1), 1, dtype=torch.int32), weights)
+    bank.unload(0, 1)
+    assert bank.slot_expert[0] == [4, -1, 0, 3, 1, -1]
+    with pytest.raises(ReplicaMissing):
+        bank.forward(0, x, torch.full((3, 1), 1, dtype=torch.int32), weights)
+    out = torch.empty_like(x)
+    after = bank.forward(0, x, torch.full((3, 1), 3, dtype=torch.int32), weights, out=out)
+    assert after is out
+    assert torch.equal(after, before)
+    bank.load(checkpoint, 0, 1, 5)
+    assert bank.slot_expert[0][1] == 5
+
+
+def test_loading_reads_one_expert(random_model: Callable[..., Path]) -> None:
+    opened = Checkpoint.open(random_model())
+    bank = ExpertBank(opened.config, opened.config.num_moe_layers, 2, torch.float32)
+    assert opened.bytes_read == 0
+    bank.load(opened, 1, 0, 5)
+    assert opened.bytes_read == 3 * opened.config.hidden_size * opened.config.moe_intermediate_size * 4
+
+
+def test_wrong_inputs_are_named(checkpoint: Checkpoint) -> None:
+    bank = make_bank(checkpoint, torch.float32, kernels=True)
+    x = torch.ones(2, checkpoint.config.hidden_size)
+    slots, weights = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
+    with pytest.raises(ValueError, match=r"x is torch\.bfloat16"):
+        bank.forward(0, x.bfloat16(), slots, weights)
+    with pytest.raises(ValueError, match=r"slots are torch\.int64"):
+        bank.forward(0, x, slots.long(), weights)
+    with pytest.raises(ValueError, match="weights are"):
+        bank.forward(0, x, slots, weights.double())
+    with pytest.raises(ValueError, match="out is"):
+        bank.forward(0, x, slots, weights, out=torch.empty(3, 3))
