@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
+
 from janus.errors import LinkBusy, LinkError
 from janus.messages import PROTOCOL_VERSION, Message
 from janus.messages.control import Identity, Role
@@ -22,6 +23,13 @@ DEADLINE_S = 10.0
 def identity(role: Role = "attention", instance: str = "attention-0", **fields: object) -> Identity:
     values = {"protocol": PROTOCOL_VERSION, "node": "node", "incarnation": "1", **fields}
     return Identity(role=role, instance=instance, **values)  # type: ignore[arg-type]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that nobody announces: a log line, a counter of the other end."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 class Recorder:

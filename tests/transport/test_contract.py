@@ -7,11 +7,11 @@ import random
 import zlib
 
 import pytest
+
 from janus.errors import DeadlineExceeded, LinkBroken, LinkBusy, LinkClosed
 from janus.messages.control import Leave
 from janus.transport import InFrame, Kind, Link, LinkOptions, TransportKind
-
-from tests.transport.helpers import Echo, Recorder, dial, linked, post, post_when_possible, serving
+from tests.transport.helpers import Echo, Recorder, dial, eventually, linked, post, post_when_possible, serving
 
 SIZES = [0, 1, 63, 64, 65, 1023, 4096, 32_768, 65_536, 65_537, 262_080, 262_144, 300_000, 1 << 20, 8 << 20]
 
@@ -33,7 +33,16 @@ async def test_header_fields_and_a_short_payload_arrive_as_posted(kind: Transpor
     async with linked(kind, Recorder(), server) as (link, _):
         frame = link.allocate(1000)
         frame.payload[:] = 7
-        fields = {"epoch": 3, "layer": 4, "dtype": 2, "top_k": 5, "rows": 6, "cols": 7, "deadline_ms": 8}
+        fields = {
+            "epoch": 3,
+            "layer": 4,
+            "dtype": 2,
+            "top_k": 5,
+            "rows": 6,
+            "cols": 7,
+            "deadline_ms": 8,
+            "elapsed_us": 9,
+        }
         link.post(frame, kind=Kind.COMBINE, request_id=1 << 40, payload_len=10, **fields)
         with pytest.raises(ValueError, match="posted already"):
             link.post(frame, kind=Kind.COMBINE)
@@ -241,9 +250,7 @@ async def test_stats_count(kind: TransportKind) -> None:
     options = LinkOptions(credits=8, heartbeat_s=0.02)
     async with linked(kind, Recorder(), server, options=options) as (link, other):
         post(link, bytes(100))
-        async with asyncio.timeout(5):
-            while link.stats().rtt_ms is None or not server.frames:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: link.stats().rtt_ms is not None and bool(server.frames))
         stats = link.stats()
         assert (stats.credits, stats.in_flight) == (7, 1)
         assert stats.bytes_out >= 164 and stats.frames_out >= 2 and stats.frames_in >= 1

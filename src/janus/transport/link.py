@@ -140,6 +140,7 @@ class Link:
         rows: int = 0,
         cols: int = 0,
         deadline_ms: int = 0,
+        elapsed_us: int = 0,
         payload_len: int | None = None,
     ) -> None:
         """Send ``frame`` (its first ``payload_len`` bytes), without waiting. The frame must not be used afterwards.
@@ -172,6 +173,7 @@ class Link:
             rows=rows,
             cols=cols,
             deadline_ms=deadline_ms,
+            elapsed_us=elapsed_us,
         )
         self._bytes_out += HEADER_BYTES + nbytes
         self._wire.send(buffer, HEADER_BYTES + nbytes)

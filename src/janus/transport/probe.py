@@ -36,13 +36,14 @@ class UcxReport:
 def ucx_report() -> UcxReport:
     """Load UCX, make a context and say what it found. Takes about a second in a fresh process."""
     environment = prepare_environment()
-    problem, ucxx_version, ucx_version, transports = "", "", "", ()
+    problem = ucxx_version = ucx_version = ""
+    transports: tuple[str, ...] = ()
     try:
         ucxx = import_ucxx()
         ucxx_version = str(ucxx.__version__)
         api = ucxx._lib.libucxx
         ucx_version = ".".join(str(part) for part in api.get_ucx_version())
-        context = api.UCXContext({}, feature_flags=tuple(api.Feature[name] for name in FEATURES))
+        context = api.UCXContext({}, feature_flags=tuple(api.Feature[feature] for feature in FEATURES))
         transports = parse_transports(context.info)
         if not transports:
             problem = "UCX found no transport; check UCX_TLS and UCX_NET_DEVICES"

@@ -108,7 +108,7 @@ class Engine:
         self.worker = self.api.UCXWorker(self.context)
         self.worker.init_blocking_progress_mode()
         self.wires: dict[int, Receiver] = {}
-        self.lost: list[Receiver] = []
+        self._lost: list[Receiver] = []
         self._holders = 0
         self._any_tag, self._any_mask = self.api.UCXXTag(0), self.api.UCXXTagMask(0)
         # Requests in flight, with what to call when complete and the memory that must live until then.
@@ -133,6 +133,12 @@ class Engine:
                 engine = cls._by_loop[loop] = cls(loop)
         engine.hold()
         return engine
+
+    @classmethod
+    def alive(cls) -> int:
+        """Return how many engines there are in this process."""
+        with cls._by_loop_lock:
+            return len(cls._by_loop)
 
     def hold(self) -> None:
         """Keep the engine alive until ``release``."""
@@ -168,6 +174,10 @@ class Engine:
     def quarantine(self, *memory: object) -> None:
         """Keep memory that a failed request may still be using."""
         self._quarantine.append((self.loop.time() + _QUARANTINE_S, memory))
+
+    def endpoint_lost(self, wire: Receiver) -> None:
+        """Note that UCX has given up ``wire``'s endpoint. UCX calls this from within progress()."""
+        self._lost.append(wire)
 
     def kick(self) -> None:
         """See to it that the pump runs soon, unless it is running."""
@@ -236,7 +246,7 @@ class Engine:
         return len(finished)
 
     def _drop_lost(self) -> int:
-        lost, self.lost = self.lost, []
+        lost, self._lost = self._lost, []
         for wire in lost:
             wire.endpoint_closed()
         return len(lost)

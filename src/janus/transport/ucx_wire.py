@@ -52,7 +52,10 @@ class UcxWire:
         self._inbox: deque[tuple[Any, Buffer, int]] = deque()
         engine.hold()
         engine.wires[self._receive_tag] = self
-        endpoint.set_close_callback(engine.lost.append, (self,))
+        endpoint.set_close_callback(engine.endpoint_lost, (self,))
+        if not endpoint.alive:
+            engine.endpoint_lost(self)
+            engine.kick()
 
     # -- the contract ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,51 @@
+"""A hundred connections later: as many descriptors, as much memory, as many tasks and objects as after ten."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+
+from janus.messages.control import Leave
+from janus.transport import Link, TransportKind
+from tests.transport.helpers import Echo, Recorder, dial, post, serving
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def test_nothing_grows_over_a_hundred_connections(kind: TransportKind) -> None:
+    async with serving(kind, lambda _: Echo()) as server:
+
+        async def cycle(number: int) -> None:
+            client = Recorder()
+            link = await dial(kind, server.listener.port, client)
+            other = server.link
+            post(link, bytes(50_000))
+            await link.call(Leave(reason="x"), timeout_s=5)
+            if number % 3 == 0:
+                link.abort("rudely")
+            else:
+                await link.close("politely")
+            await other.wait_gone()
+            assert len(client.closed) == len(server.handlers.pop().closed) == 1  # type: ignore[attr-defined]
+
+        async def settled(first: int, last: int) -> tuple[int, int, int]:
+            for number in range(first, last):
+                await cycle(number)
+            gc.collect()
+            links = sum(isinstance(thing, Link) for thing in gc.get_objects())
+            return descriptors(), len(asyncio.all_tasks()), links
+
+        before = await settled(0, 10)
+        memory = resident_mb()
+        after = await settled(10, 110)
+        assert resident_mb() - memory < 8
+        assert after[0] <= before[0] + 3, "descriptors"
+        assert after[1:] == before[1:]
