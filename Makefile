@@ -16,6 +16,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # Which build of UCX and CuPy: cpu, cu12 or cu13; taken from the NVIDIA driver when there is one.
 EXTRA ?= $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: (12|13)\..*/cu\1/p' | head -1 | grep . || echo cpu)
+# Further extras: `,dev` brings what tests, linters and benchmarks need; an image for serving sets it empty.
+WITH ?= ,dev
 # How the demo is run; see `janus demo --help`.
 DEMO_ARGS ?=
 TEST_ARGS ?=
@@ -76,5 +78,5 @@ $(STAMP): pyproject.toml
 	@echo "[2/3] installing $(TORCH) for $(EXTRA) (a few hundred MB; slow only the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
 	@echo "[3/3] installing Janus and what it needs"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$(EXTRA),dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$(EXTRA)$(WITH)]'
 	@rm -f $(VENV)/.stamp-*; touch $@
