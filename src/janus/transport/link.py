@@ -357,7 +357,7 @@ class Link:
         self._calls.fail(error)
         if self._bye_received and isinstance(error, LinkBroken):
             # The peer drops the wire once it has our BYE_ACK; dropping it first could lose that very frame.
-            self._loop.call_later(_LINGER_S, self._drop_wire)
+            self._timer = self._loop.call_later(_LINGER_S, self._drop_wire)
         else:
             self._drop_wire()
         level = log.info if isinstance(error, LinkClosed) or self._bye_received else log.warning
@@ -370,6 +370,7 @@ class Link:
             log.error("handler_failed", peer=self.peer.instance, exc_info=failure)
 
     def _drop_wire(self) -> None:
+        self._timer.cancel()
         self._wire.close()
         if not self._gone.done():
             self._gone.set_result(None)
