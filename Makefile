@@ -16,14 +16,14 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # Which build of UCX and CuPy: cpu, cu12 or cu13; taken from the NVIDIA driver when there is one.
 EXTRA ?= $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: (12|13)\..*/cu\1/p' | head -1 | grep . || echo cpu)
-# Further extras: `,dev` brings what tests, linters and benchmarks need; an image for serving sets it empty.
-WITH ?= ,dev
 # How the demo is run; see `janus demo --help`.
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.stamp-$(EXTRA)
+SERVE := $(VENV)/.stamp-$(EXTRA)
+DEV := $(VENV)/.stamp-$(EXTRA)-dev
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 CODE := src services tests benchmarks
 
 .PHONY: help
@@ -37,33 +37,36 @@ demo: install ## start a small cluster and stream text from the bundled model
 	@$(BIN)/janus demo $(DEMO_ARGS)
 
 .PHONY: install
-install: $(STAMP) ## create .venv and install Janus in it
+install: $(SERVE) ## create .venv and install Janus in it, to serve
+
+.PHONY: develop
+develop: $(DEV) ## the same, with what tests, linters and benchmarks need
 
 .PHONY: test
-test: install ## run the tests (minutes); TEST_ARGS go to pytest
+test: develop ## run the tests (minutes); TEST_ARGS go to pytest
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(TEST_ARGS)
 
 .PHONY: lint
-lint: install ## check style and types
+lint: develop ## check style and types
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 .PHONY: format
-format: install ## format the code and fix what can be fixed
+format: develop ## format the code and fix what can be fixed
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
 .PHONY: bench
-bench: install ## measure serving; writes benchmarks/results/serving.json
+bench: develop ## measure serving; writes benchmarks/results/serving.json
 	$(BIN)/python -m benchmarks.serving
 
 .PHONY: soak
-soak: install ## 64 streams for three minutes: errors, memory, file descriptors (slow)
+soak: develop ## 64 streams for three minutes: errors, memory, file descriptors (slow)
 	$(BIN)/python -m pytest -m slow -k soak $(TEST_ARGS)
 
 .PHONY: fuzz
-fuzz: install ## fuzz the HTTP schema and the UCX port (slow)
+fuzz: develop ## fuzz the HTTP schema and the UCX port (slow)
 	$(BIN)/python -m pytest -m slow -k fuzz $(TEST_ARGS)
 
 .PHONY: clean
@@ -71,12 +74,17 @@ clean: ## remove .venv and everything that was built or cached
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
+$(SERVE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is too old: Janus needs python >= 3.11; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "[2/3] installing $(TORCH) for $(EXTRA) (a few hundred MB; slow only the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	@echo "[2/3] installing $(TORCH) for $(EXTRA) (hundreds of MB; slow only the first time)"
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
 	@echo "[3/3] installing Janus and what it needs"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$(EXTRA)$(WITH)]'
+	@$(PIP) -e '.[$(EXTRA)]'
 	@rm -f $(VENV)/.stamp-*; touch $@
+
+$(DEV): $(SERVE)
+	@echo "installing what tests, linters and benchmarks need"
+	@$(PIP) -e '.[$(EXTRA),dev]'
+	@touch $@
