@@ -228,10 +228,9 @@ class DirectExchange:
             self._forget(receipt)
         started = time.perf_counter_ns()
         result = _sum(receipt.parts, receipt.shape, receipt.device).to(self._dtype)
-        if len(receipt.parts) > 1:  # else the result is a view of the only answer
-            for part in receipt.parts:
-                if part.answer is not None:
-                    part.answer.release()
+        for part in receipt.parts:
+            if part.answer is not None:
+                part.answer.release()
         times = self.times
         times.combine_ns += time.perf_counter_ns() - started
         times.wait_ns += started - receipt.posted_ns
@@ -315,14 +314,14 @@ class DirectExchange:
 
 
 def _sum(parts: list[_Part], shape: torch.Size, device: torch.device) -> torch.Tensor:
-    """Add the answers of ``parts`` up in their order, in float32; a single answer is returned as it is, uncopied."""
+    """Add the answers of ``parts`` up in their order, in float32; the result shares no memory with them."""
     total_TH: torch.Tensor | None = None
     for part in parts:
         assert part.answer is not None  # ``done`` resolves only when every answer is in
         header = part.answer.header
         y = matrix(part.answer.payload, header.rows, header.cols, dtype_of(header.dtype)).to(device)
         if len(parts) == 1:
-            return y
+            return y.clone() if device.type == "cpu" else y
         if total_TH is None:
             total_TH = torch.zeros(shape, dtype=torch.float32, device=device)
         if part.rows is None:

@@ -51,8 +51,13 @@ class DispatchLayout:
     dtype: torch.dtype
 
     @property
+    def x_nbytes(self) -> int:
+        """Bytes of the activations, and of the answer to them."""
+        return self.rows * self.hidden * self.dtype.itemsize
+
+    @property
     def slots_at(self) -> int:
-        return _aligned(self.rows * self.hidden * self.dtype.itemsize)
+        return _aligned(self.x_nbytes)
 
     @property
     def weights_at(self) -> int:
