@@ -66,9 +66,19 @@ void rotate(const float* x, const float* norm, const float* cos_sin, T* y, long 
   const float scale = norm ? inverse_rms(x, size, eps) : 1.0f;
   const long half = size / 2;
   const float *cos = cos_sin, *sin = cos_sin + half;
-  auto one = [&](long d) { return norm ? x[d] * scale * norm[d] : x[d]; };
-  for (long d = 0; d < half; ++d) {
-    const float a = one(d), b = one(d + half);
+  long d = 0;
+  for (; d + 16 <= half; d += 16) {
+    f32x16 a = load16(x + d) * scale, b = load16(x + d + half) * scale;
+    if (norm) {
+      a *= load16(norm + d);
+      b *= load16(norm + d + half);
+    }
+    const f32x16 c = load16(cos + d), s = load16(sin + d);
+    store16(y + d, a * c - b * s);
+    store16(y + d + half, b * c + a * s);
+  }
+  for (; d < half; ++d) {
+    const float a = x[d] * scale * (norm ? norm[d] : 1.0f), b = x[d + half] * scale * (norm ? norm[d + half] : 1.0f);
     put(y + d, a * cos[d] - b * sin[d]);
     put(y + d + half, b * cos[d] + a * sin[d]);
   }
@@ -118,7 +128,10 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
         rotate(row + q_width + i * size, layer.k_norm, cos_sin, static_cast<T*>(layer.keys) + slot + i * size, size,
                eps);
       T* values = static_cast<T*>(layer.values) + slot;
-      for (long c = 0; c < kv_width; ++c) put(values + c, row[q_width + kv_width + c]);
+      const float* from = row + q_width + kv_width;
+      long c = 0;
+      for (; c + 16 <= kv_width; c += 16) store16(values + c, load16(from + c));
+      for (; c < kv_width; ++c) put(values + c, from[c]);
     });
   };
 
@@ -138,19 +151,28 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
 
   const long o_panels = ceil_div(hidden, kPanel), o_panel = panel_size<T>(q_width);
   const long o_step = std::max(1L, std::min(kTaskBytes / long(o_panel * sizeof(T)), o_panels / (2L * pool.threads())));
+  // A copy of the bias that may be read past `hidden`.
+  float* bias = static_cast<float*>(pool.scratch(4, (o_panels * kPanel) * sizeof(float)));
+  if (layer.o_bias) std::copy(layer.o_bias, layer.o_bias + hidden, bias);
   auto output = [&](long task) {
     for (long p = task * o_step; p < std::min(o_panels, (task + 1) * o_step); ++p)
       times_panel(
           static_cast<const T*>(layer.o) + p * o_panel, q_width, tokens, [&](long r) { return attended + r * q_width; },
           [&](long r, f32x16 a, f32x16 b) {
-            alignas(64) float sum[kPanel];
-            store16(sum, a);
-            store16(sum + 16, b);
-            const long first = p * kPanel, last = std::min(hidden, first + kPanel);
+            const long column = p * kPanel;
+            if (layer.o_bias) {
+              a += load16(bias + column);
+              b += load16(bias + column + 16);
+            }
             const T* from = h + r * hidden;
-            T* to = h_out + r * hidden;
-            for (long c = first; c < last; ++c)
-              put(to + c, to_float(from[c]) + sum[c - first] + (layer.o_bias ? layer.o_bias[c] : 0.0f));
+            if (column + kPanel > hidden) {
+              float tail[kPanel] = {};
+              for (long c = column; c < hidden; ++c) tail[c - column] = to_float(from[c]);
+              store_panel(h_out + r * hidden, column, hidden, a + load16(tail), b + load16(tail + 16));
+              return;
+            }
+            store16(h_out + r * hidden + column, load16(from + column) + a);
+            store16(h_out + r * hidden + column + 16, load16(from + column + 16) + b);
           });
   };
   auto norm_out = [&](long task) {

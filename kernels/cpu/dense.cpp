@@ -13,22 +13,28 @@ namespace {
 constexpr long kTaskBytes = 128 << 10;
 constexpr long kRowsPerTask = 8;
 
-// Writes the k largest of logits [experts] (ties: the lower id) with their softmax weights; `logits` is used up.
-void top_k(float* logits, long experts, long k, bool normalise, float* weights, int32_t* ids) {
-  float top = -std::numeric_limits<float>::infinity(), sum = 0.0f;
-  for (long e = 0; e < experts; ++e) top = std::max(top, logits[e]);
-  for (long e = 0; e < experts; ++e) sum += std::exp(logits[e] - top);
-  float chosen = 0.0f;
+// Writes the k largest of logits [padded] (ties: the lower id) with their softmax weights; `logits` is used up. Lanes
+// past the experts hold -inf; padded is a multiple of 16. NaN logits give meaningless but valid ids.
+void top_k(float* logits, long experts, long padded, long k, bool normalise, float* weights, int32_t* ids) {
+  constexpr float nothing = -std::numeric_limits<float>::infinity();
+  f32x16 best = load16(logits);
+  for (long e = 16; e < padded; e += 16) best = max16(best, load16(logits + e));
+  const float top = top16(best);
+  float sum = 0.0f;
+  if (!normalise)
+    for (long e = 0; e < padded; ++e) sum += logits[e] == nothing ? 0.0f : std::exp(logits[e] - top);
   for (long i = 0; i < k; ++i) {
-    long best = 0;
-    for (long e = 1; e < experts; ++e)
-      if (logits[e] > logits[best]) best = e;
-    ids[i] = int32_t(best);
-    weights[i] = std::exp(logits[best] - top);
-    chosen += weights[i];
-    logits[best] = -std::numeric_limits<float>::infinity();
+    f32x16 most = load16(logits);
+    for (long e = 16; e < padded; e += 16) most = max16(most, load16(logits + e));
+    const float value = top16(most);
+    long id = 0;
+    while (id + 1 < experts && !(logits[id] == value)) ++id;
+    ids[i] = int32_t(id);
+    weights[i] = std::exp(value - top);
+    if (normalise) sum += weights[i];
+    logits[id] = nothing;
   }
-  const float scale = 1.0f / (normalise ? chosen : sum);
+  const float scale = 1.0f / sum;
   for (long i = 0; i < k; ++i) weights[i] *= scale;
 }
 
@@ -45,8 +51,11 @@ void route(long n, long hidden, long experts, long k, bool normalise, const T* x
       times_panel(
           packed + p * panel, hidden, rows, [&](long r) { return x + (first + r) * hidden; },
           [&](long r, f32x16 a, f32x16 b) { store_panel(logits + (first + r) * width, p * kPanel, width, a, b); });
-    for (long r = first; r < first + rows; ++r)
-      top_k(logits + r * width, experts, k, normalise, weights + r * k, ids + r * k);
+    for (long r = first; r < first + rows; ++r) {
+      float* row = logits + r * width;
+      std::fill(row + experts, row + width, -std::numeric_limits<float>::infinity());
+      top_k(row, experts, width, k, normalise, weights + r * k, ids + r * k);
+    }
   };
   Phase phases[] = {phase(ceil_div(n, kRowsPerTask), gate)};
   pool.run(phases, 1, n * hidden * width > (4L << 20));

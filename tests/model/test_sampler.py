@@ -20,6 +20,7 @@ from transformers import (
 
 from janus.core.request import SamplingView
 from janus.messages.control import SamplingParams
+from janus.model import sampler
 from janus.model.sampler import sample, uniforms
 
 
@@ -136,6 +137,20 @@ def test_a_row_does_not_depend_on_its_neighbours(rows: list[dict[str, Any]], pos
     together, _ = sample(batch, views)
     assert torch.equal(batch, before)
     assert together == [sample(batch[i : i + 1], views[i : i + 1])[0][0] for i in range(len(rows))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(row_params, min_size=1, max_size=6), seed=st.integers(0, 99), vocab=st.sampled_from([5, 100, 2000])
+)
+def test_kernels_choose_what_torch_chooses(rows: list[dict[str, Any]], seed: int, vocab: int) -> None:
+    batch = logits(len(rows), vocab, seed)
+    views = [view((1, 2), (3,), frozenset({4}), **params) for params in rows]
+    ours, _ = sample(batch, views)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "load_library", lambda: None)
+        theirs, _ = sample(batch, views)
+    assert ours == theirs
 
 
 def test_a_resumed_request_draws_on() -> None:

@@ -7,6 +7,7 @@ position): a request that is preempted, resumed elsewhere or batched with others
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import torch
 
 from janus.core.request import SamplingView
 from janus.messages.control import TokenLogprob
+from janus.model.kernels.library import DRAW_DTYPE, Library, load_library
 
 #: Enough alternatives for a usual top_p; rows whose mass lies wider are sorted in full.
 _TOP_CANDIDATES = 512
@@ -37,13 +39,37 @@ def sample(logits_RV: torch.Tensor, rows: Sequence[SamplingView]) -> tuple[list[
         Token ids, and per row the ``TokenLogprob`` where ``params.logprobs`` asks for one, else None.
     """
     adjusted = _adjust(logits_RV, rows)
-    ids = torch.argmax(adjusted, dim=-1)
     drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
-    if drawn:
-        picked = _draw(adjusted if len(drawn) == len(rows) else adjusted[drawn], [rows[index] for index in drawn])
-        ids[drawn] = picked
-    chosen: list[int] = ids.tolist()
+    library = load_library() if adjusted.device.type == "cpu" and adjusted.dtype == torch.float32 else None
+    if library is None:
+        chosen = _choose_torch(adjusted, rows, drawn)
+    else:
+        chosen = _choose_kernels(library, adjusted.contiguous(), rows, drawn)
     return chosen, _logprobs(logits_RV, rows, chosen)
+
+
+def _choose_torch(logits: torch.Tensor, rows: Sequence[SamplingView], drawn: list[int]) -> list[int]:
+    ids = torch.argmax(logits, dim=-1)
+    if drawn:
+        ids[drawn] = _draw(logits if len(drawn) == len(rows) else logits[drawn], [rows[index] for index in drawn])
+    chosen: list[int] = ids.tolist()
+    return chosen
+
+
+def _choose_kernels(
+    library: Library, logits: torch.Tensor, rows: Sequence[SamplingView], drawn: list[int]
+) -> list[int]:
+    chosen: list[int] = library.argmax(logits).tolist() if len(drawn) < len(rows) else [0] * len(rows)
+    if drawn:
+        views = [rows[index] for index in drawn]
+        draws = np.empty(len(drawn), dtype=DRAW_DTYPE)
+        for name in ("temperature", "top_p", "min_p", "top_k"):
+            draws[name] = [getattr(view.params, name) for view in views]
+        draws["uniform"] = uniforms([view.seed for view in views], [view.position for view in views])
+        picked = library.draw(logits, np.array(drawn, dtype=np.int64), draws)
+        for index, token in zip(drawn, picked.tolist(), strict=True):
+            chosen[index] = token
+    return chosen
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -76,14 +102,14 @@ def _adjust(logits: torch.Tensor, rows: Sequence[SamplingView]) -> torch.Tensor:
             adjusted = logits.clone()
         line = adjusted[index]
         if params.repetition_penalty != 1:
-            seen = _tensor([*row.prompt_ids, *row.output_ids], line)
+            seen = torch.cat((_prompt_ids(row, line.device), _tensor(row.output_ids, line.device)))
             values = line[seen]
             line[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
         if penalised and row.output_ids:
-            ids, counts = torch.unique(_tensor(row.output_ids, line), return_counts=True)
+            ids, counts = torch.unique(_tensor(row.output_ids, line.device), return_counts=True)
             line[ids] -= params.presence_penalty + params.frequency_penalty * counts.to(line.dtype)
         if suppressed:
-            line[_tensor(sorted(suppressed), line)] = -torch.inf
+            line[_tensor(sorted(suppressed), line.device)] = -torch.inf
     return adjusted
 
 
@@ -154,5 +180,12 @@ def _logprobs(logits: torch.Tensor, rows: Sequence[SamplingView], chosen: list[i
     return result
 
 
-def _tensor(ids: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(ids, dtype=torch.int64, device=like.device)
+@lru_cache(maxsize=512)
+def _prompt_ids(row: SamplingView, device: torch.device) -> torch.Tensor:
+    """The prompt's distinct ids; a view is the same object in every step of its request."""
+    distinct: torch.Tensor = torch.unique(_tensor(row.prompt_ids, device))
+    return distinct
+
+
+def _tensor(ids: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(ids, dtype=torch.int64, device=device)

@@ -8,6 +8,8 @@ import os
 from ctypes import c_double, c_int64, c_void_p
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 import torch
 
@@ -71,6 +73,11 @@ class AttentionStep(ctypes.Structure):
     )
 
 
+#: ``janus::Draw``.
+DRAW_DTYPE = np.dtype(
+    [("temperature", "f8"), ("top_p", "f8"), ("min_p", "f8"), ("uniform", "f8"), ("top_k", "i8")], align=True
+)
+
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_configure": (None, (c_int64, c_int64)),
     "janus_threads": (c_int64, ()),
@@ -82,6 +89,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_attention": (None, (c_void_p,) * 6),
     "janus_route": (None, (c_int64,) * 6 + (c_void_p,) * 4),
     "janus_dense_mlp": (None, (c_int64,) * 4 + (c_void_p,) * 3),
+    "janus_argmax": (None, (c_int64,) * 2 + (c_void_p,) * 2),
+    "janus_draw": (None, (c_int64,) * 2 + (c_void_p,) * 4),
     "janus_head": (None, (c_int64,) * 4 + (c_double,) + (c_void_p,) * 5),
 }
 
@@ -103,6 +112,24 @@ class Library:
         self.route = self._dll.janus_route
         self.dense_mlp = self._dll.janus_dense_mlp
         self.head = self._dll.janus_head
+
+    def argmax(self, logits_RV: torch.Tensor) -> torch.Tensor:
+        """Return int64 [R]: the first of the largest of each row of contiguous f32 logits."""
+        rows, vocab = logits_RV.shape
+        ids = torch.empty(rows, dtype=torch.int64)
+        self._dll.janus_argmax(rows, vocab, logits_RV.data_ptr(), ids.data_ptr())
+        return ids
+
+    def draw(
+        self, logits_RV: torch.Tensor, lines: npt.NDArray[np.int64], draws: npt.NDArray[np.void]
+    ) -> npt.NDArray[np.int64]:
+        """Draw one id for each of ``lines`` (rows of contiguous f32 logits); ``draws`` are of ``DRAW_DTYPE``."""
+        ids = np.empty(len(lines), dtype=np.int64)
+        vocab = logits_RV.shape[1]
+        self._dll.janus_draw(
+            len(lines), vocab, logits_RV.data_ptr(), lines.ctypes.data, draws.ctypes.data, ids.ctypes.data
+        )
+        return ids
 
     def threads(self) -> int:
         """How many threads work on a call, the caller included."""
