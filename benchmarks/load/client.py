@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import uvloop
@@ -124,7 +125,7 @@ async def run_load(url: str, spec: LoadSpec, *, on_sample: Callable[[Sample], No
 def _report(spec: LoadSpec, samples: Sequence[Sample], wall_s: float, cpu_s: float) -> LoadReport:
     good = [sample for sample in samples if sample.ok]
     tokens = sum(sample.tokens for sample in good)
-    gaps = [b - a for sample in good for a, b in zip(sample.pieces_at, sample.pieces_at[1:], strict=False)]
+    gaps = [b - a for sample in good for a, b in pairwise(sample.pieces_at)]
     return LoadReport(
         concurrency=spec.concurrency,
         requests=len(samples),
