@@ -332,10 +332,10 @@ class Batcher:
             # A stream that got no block above is full, and sits this step out.
             if not request.step_id and request.computed < request.capacity:
                 builder.add_prefill(request)
-        # A request that lost its blocks a moment ago must not get them back from the one that it lost them to. And one
-        # block stays spare for each running request: without it a newcomer would be preempted as soon as a running
-        # stream crosses into its next block, its prefill for nothing.
-        while self._waiting and builder.left and not builder.preempted:
+        # One block stays spare for each running request: without it a newcomer would be preempted as soon as a running
+        # stream crosses into its next block, its prefill for nothing. It also keeps a request that was preempted above
+        # from taking its blocks back.
+        while self._waiting and builder.left:
             request = self._waiting[0]
             if not self._kv.admit(request, spare=len(self._running)):
                 return
