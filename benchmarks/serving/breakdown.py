@@ -1,0 +1,64 @@
+"""Where the microseconds of a decode step go: differences of the counters that the instances keep themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.serving.workload import Run
+
+Counters = Mapping[str, Mapping[str, Mapping[str, int]]]
+
+#: Fields of ``StepTimes`` that are parts of a step by themselves.
+_STEP_PARTS = ("plan", "embed", "attention", "gate", "dense", "logits", "sample", "publish")
+
+
+def step_breakdown(run: Run) -> dict[str, float]:
+    """Return microseconds per step by part; the parts from ``plan`` to ``rest`` add up to ``step``.
+
+    ``step`` is the time per output token that the clients saw in the same run, so ``rest`` is what no counter covers:
+    the event loops between two steps, the control thread holding the interpreter, and clock readings. ``wait`` is the
+    time for answers less ``expert_compute``: wires, wake-ups, the expert instance's queue and its reply, of which
+    ``of_wait_*`` show the last two (mean over expert instances).
+    """
+    assert run.before is not None and run.after is not None
+    step = _difference(run.before, run.after, "step", "attention")
+    exchange = _difference(run.before, run.after, "exchange", "attention")
+    expert = _difference(run.before, run.after, "expert", "expert")
+    steps = max(1, step.get("steps", 0))
+
+    def per_step(value: int) -> float:
+        return round(value / steps / 1e3, 1)
+
+    parts = {name: per_step(step.get(f"{name}_ns", 0)) for name in _STEP_PARTS}
+    moe = step.get("dispatch_ns", 0) + step.get("combine_ns", 0)
+    if exchange:
+        send = exchange.get("send_ns", 0)
+        parts["schedule"] = per_step(exchange["schedule_ns"])
+        parts["pack"] = per_step(exchange["pack_ns"])
+        parts["send"] = per_step(send)
+        parts["expert_compute"] = per_step(exchange["expert_ns"])
+        parts["wait"] = per_step(exchange["wait_ns"] - exchange["expert_ns"])
+        known = ("schedule_ns", "pack_ns", "wait_ns")
+        parts["combine"] = per_step(moe - send - sum(exchange[name] for name in known))
+    else:
+        parts["expert_compute"] = per_step(step.get("dispatch_ns", 0))
+        parts["combine"] = per_step(step.get("combine_ns", 0))
+    total = round(run.tpot_s * 1e6, 1)
+    parts["rest"] = round(total - sum(parts.values()), 1)
+    parts["step"] = total
+    if expert:
+        instances = sum(1 for name in run.after if name.startswith("expert"))
+        parts["of_wait_expert_queue"] = per_step(expert["queued_ns"] // instances)
+        parts["of_wait_expert_reply"] = per_step(expert["reply_ns"] // instances)
+    return parts
+
+
+def _difference(before: Counters, after: Counters, kind: str, role: str) -> dict[str, int]:
+    """Sum over the instances of ``role`` of what their counters grew by."""
+    total: dict[str, int] = {}
+    for name, counters in after.items():
+        if not name.startswith(role):
+            continue
+        for field, value in counters[kind].items():
+            total[field] = total.get(field, 0) + value - before[name][kind].get(field, 0)
+    return total
