@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import structlog
 import uvloop
@@ -68,8 +69,16 @@ class ServiceContext:
         log.info("listening", **ports)
 
 
-def run(main: Callable[[ServiceContext], Awaitable[None]], *, role: Role, common: CommonOptions) -> int:
-    """Run ``main`` until it returns; returns the process's exit status."""
+def run(main: Callable[[ServiceContext], Awaitable[None]], *, role: Role, common: CommonOptions) -> NoReturn:
+    """Run ``main`` until it returns, and end the process: with status 0, or 1 when it failed."""
+    status = _run(main, role, common)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is closed. Taking torch apart object by object would cost 0.8 s of CPU more per process (measured).
+    os._exit(status)
+
+
+def _run(main: Callable[[ServiceContext], Awaitable[None]], role: Role, common: CommonOptions) -> int:
     logs.configure(common, role=role)
     end_with_parent(common.parent_pid)
     # The control loop and the step loop share the interpreter; 5 ms, the default, is a whole decode step.
