@@ -1,0 +1,92 @@
+"""What ``transformers`` says: the tokens of greedy generation and the log-probabilities at every step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+#: Tokens of every answer.
+NEW_TOKENS = 64
+#: A prompt on which the choice of one token, or of one expert, hangs on less than this in logits says nothing about
+#: who computes it right (float32 is up to 4e-5 off), and is left out.
+_MIN_GAP = 1e-4
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The oracle's answer to one prompt."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    #: [NEW_TOKENS, vocabulary], natural logarithms.
+    logprobs: torch.Tensor
+
+
+class Oracle:
+    """One checkpoint in ``transformers``, computed in ``dtype``."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # not ours to keep clean
+            self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+        self.model.generation_config = GenerationConfig()  # no end of sequence: every answer has the same length
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._answers: dict[tuple[int, ...], Expected | None] = {}
+
+    def expect(self, prompts: Sequence[Sequence[int]]) -> list[Expected]:
+        """The answers to those of ``prompts`` that have a clear one, in order."""
+        keys = [tuple(prompt) for prompt in prompts]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._answers]
+        if missing:
+            rows = self._generate(missing)
+            self._answers |= {key: self._examine(key, row) for key, row in zip(missing, rows, strict=True)}
+        return [answer for key in keys if (answer := self._answers[key]) is not None]
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+        """Greedy generation by ``transformers`` itself, all prompts in one batch, padded on the left."""
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        settings = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0, eos_token_id=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = self.model.generate(ids, attention_mask=mask, generation_config=settings)
+        return [row[longest:].tolist() for row in rows]
+
+    def _examine(self, prompt: tuple[int, ...], tokens: list[int]) -> Expected | None:
+        """The answer, unless it hangs on rounding: then any correct implementation may give another one."""
+        assert len(tokens) == NEW_TOKENS
+        logits, router_gap = self.score(prompt, tokens)
+        best = logits.topk(2)
+        if min(router_gap, float((best.values[:, 0] - best.values[:, 1]).min())) < _MIN_GAP:
+            return None
+        assert best.indices[:, 0].tolist() == tokens
+        return Expected(prompt, tuple(tokens), self.decode(tokens), logits.log_softmax(-1))
+
+    @torch.inference_mode()
+    def score(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[torch.Tensor, float]:
+        """Logits [tokens, vocabulary] that gave ``tokens``, and how close the choice of experts ever was."""
+        ids = torch.tensor([[*prompt, *tokens[:-1]]])
+        output = self.model(ids, output_router_logits=True)
+        chosen = self.model.config.num_experts_per_tok
+        gaps = [
+            float((best[:, chosen - 1] - best[:, chosen]).min())
+            for logits in output.router_logits
+            if chosen < logits.shape[-1]
+            for best in [logits.float().topk(chosen + 1).values]
+        ]
+        return output.logits[0, len(prompt) - 1 :].float(), min(gaps, default=1.0)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, without special ones."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
