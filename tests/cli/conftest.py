@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,11 +52,17 @@ Start = Callable[..., Up]
 
 
 @pytest.fixture(scope="module")
-def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, in a place where nobody writes."""
+    return Path(shutil.copytree(MODEL, tmp_path_factory.mktemp("model") / "janus-tiny"))
+
+
+@pytest.fixture(scope="module")
+def start_cluster(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Start]:
     """Start clusters in a run directory of their own; none of their processes outlives the module."""
     started: list[Up] = []
 
-    def start(*arguments: str, model: Path = MODEL, wait: bool = True) -> Up:
+    def start(*arguments: str, model: Path = model, wait: bool = True) -> Up:
         directory = tmp_path_factory.mktemp("up")
         environ = {**os.environ, "XDG_RUNTIME_DIR": str(directory)}
         errors = directory / "stderr"

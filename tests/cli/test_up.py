@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -101,6 +102,30 @@ def test_a_dead_expert_instance_is_named_and_comes_back(cluster: Up) -> None:
     assert cluster.child("expert-1").pid != victim.pid
 
 
+def wait_for_status(cluster: Up, wanted: int) -> str:
+    """Ask until `janus status` ends with ``wanted``; each question is a process, and so takes its time."""
+    deadline = time.monotonic() + LIMIT_S
+    while (shown := cluster.janus("status")).returncode != wanted:
+        assert time.monotonic() < deadline, shown.stdout + shown.stderr
+    return shown.stdout
+
+
+def test_requests_go_on_without_the_controller_which_comes_back_where_it_was(cluster: Up) -> None:
+    before = complete(cluster)
+    cluster.child("controller-0").kill()
+    assert complete(cluster) == before
+    shown = wait_for_status(cluster, 0)
+    assert all(name in shown for name in ("gateway-0", "attention-0", "expert-0", "expert-1"))
+    assert complete(cluster) == before
+
+
+def test_a_dead_gateway_comes_back_on_its_port(cluster: Up) -> None:
+    before = complete(cluster)
+    cluster.child("gateway-0").kill()
+    wait_for_status(cluster, 0)
+    assert complete(cluster) == before
+
+
 def test_down_stops_everything_in_order(cluster: Up) -> None:
     children = cluster.children()
     assert cluster.janus("down").returncode == 0
@@ -141,3 +166,18 @@ def test_a_signal_during_the_start_ends_it_cleanly(start_cluster: Start) -> None
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(LIMIT_S) == 0
     wait_until_gone(children, 1)
+
+
+def test_a_second_signal_ends_everything_at_once(start_cluster: Start) -> None:
+    up = start_cluster("--attention", "1", "--experts", "1", "--drain-timeout", "60")
+    children = up.children()
+    body = {"prompt": "And it came to pass", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{up.url}/v1/completions", json=body, timeout=LIMIT_S) as response:
+        assert next(response.iter_lines())
+        up.process.send_signal(signal.SIGTERM)
+        while "stopping" not in up.told():
+            up.process.poll()
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(15) == 0
+        wait_until_gone(children, 5)
+    assert "forced" in up.told()

@@ -156,9 +156,10 @@ class DirectExchange:
         receipt = DirectReceipt(layer, x_TH.shape, x_TH.device, 0, loop.create_future())
         weights_TK = topk_weights_TK.cpu().numpy()
         try:
-            for index in np.flatnonzero(assignment.load):
-                name = placement.instances[index]
+            for index, name in enumerate(placement.instances):
                 self._activated[name][layer] = int(assignment.load[index])
+                if not assignment.load[index]:
+                    continue
                 slots_TK = np.where(instance_TK == index, slot_TK, -1)
                 self._post(receipt, name, placement.epoch, x_TH=x_TH, slots_TK=slots_TK, weights_TK=weights_TK)
         except LinkError as error:
