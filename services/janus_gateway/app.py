@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
@@ -27,6 +28,8 @@ from janus_gateway.prompts import PromptEncoder
 from janus_gateway.reply import GenerationResponse, Job
 from janus_gateway.shapes import ChatShape, CompletionShape
 from janus_gateway.spec import GenerationSpec
+
+log = structlog.get_logger()
 
 #: Seconds that a client may take to send its body.
 _BODY_TIMEOUT_S = 30.0
@@ -89,6 +92,7 @@ class Gateway:
             generation = self.backend.start(prepared.submits, arrived_at=arrived_at)
         except RequestError as error:
             self.metrics.refused(error.status, error.code)
+            log.debug("request_refused", status=error.status, code=error.code, problem=error.message)
             raise
         except ClientDisconnect:
             self.metrics.disconnects.inc()
@@ -111,6 +115,7 @@ class Gateway:
                 shape=shape,
                 prompt_tokens=prepared.prompt_tokens,
                 metrics=self.metrics,
+                arrived_at=arrived_at,
                 deadline=arrived_at + self.config.request_timeout_s,
             )
         )
@@ -149,7 +154,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_generation(app, gateway)
     _add_models(app, gateway)
     _add_operations(app, gateway)
-    openapi.install(app)
+    openapi.install(app, model_names=(gateway.model.name, *gateway.model.aliases))
     return app
 
 
@@ -169,12 +174,12 @@ def _add_generation(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_models(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/models", summary="The served model")
+    @app.get("/v1/models", summary="The served model", responses=openapi.errors(401))
     async def models(request: Request) -> dict[str, Any]:
         gateway.authorize(request)
         return {"object": "list", "data": [gateway.model.card()]}
 
-    @app.get("/v1/models/{name:path}", summary="One model")
+    @app.get("/v1/models/{name:path}", summary="One model", responses=openapi.errors(401, 404))
     async def model(request: Request, name: str) -> dict[str, Any]:
         gateway.authorize(request)
         if name not in (gateway.model.name, *gateway.model.aliases):
@@ -187,8 +192,10 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @app.get("/health", summary="Whether requests are served, and why not")
-    @app.get("/ready", summary="As /health")
+    unready: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the body says why"}}
+
+    @app.get("/health", summary="Whether requests are served, and why not", responses=unready)
+    @app.get("/ready", summary="As /health", responses=unready)
     async def health() -> Response:
         reasons = gateway.reasons()
         status = "ok" if not reasons else "draining" if gateway.health.state == "draining" else "unavailable"

@@ -42,6 +42,8 @@ class Job:
     shape: Shape
     prompt_tokens: int
     metrics: GatewayMetrics
+    #: On the loop's clock.
+    arrived_at: float
     #: On the loop's clock; after it the client gets an error.
     deadline: float
 
@@ -59,6 +61,7 @@ class GenerationResponse(Response):
         answer = _Answer(send, job.request_id)
         try:
             await self._answer_or_disconnect(answer, receive)
+            self._log_end()
         except* _ClientGone:
             job.metrics.disconnects.inc()
             log.info("client_gone", request_id=job.request_id, tokens=self._usage().completion_tokens)
@@ -119,6 +122,17 @@ class GenerationResponse(Response):
                         self._job.generation.finish(news.index)
             if pieces:
                 yield pieces
+
+    def _log_end(self) -> None:
+        job = self._job
+        log.info(
+            "request_finished",
+            request_id=job.request_id,
+            prompt_tokens=job.prompt_tokens,
+            output_tokens=self._usage().completion_tokens,
+            choices=len(job.choices),
+            seconds=round(asyncio.get_running_loop().time() - job.arrived_at, 4),
+        )
 
     def _usage(self) -> Usage:
         tokens = sum(choice.tokens for choice in self._job.choices)
