@@ -7,7 +7,6 @@ from typing import Any
 
 import psutil
 import structlog
-from janus.transport.endpoint import Listener, listen
 
 from janus.config.options import AttentionOptions
 from janus.core.batcher import BatcherStats
@@ -27,6 +26,7 @@ from janus.runtime.cluster_client import ClusterClient
 from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.service import ServiceContext
 from janus.runtime.step_loop import StepLoop
+from janus.transport.endpoint import Listener, listen
 from janus_attention_server.metrics import AttentionMetrics
 from janus_attention_server.sessions import GatewaySession
 from janus_attention_server.stepping import ExpertsState, Stepping

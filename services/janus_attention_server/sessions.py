@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from janus.transport.link import InFrame, Link
 
 from janus.errors import LinkBusy, LinkError
 from janus.messages import Message
 from janus.messages.control import Cancel, Identity, Submit, TokenDelta, Tokens
+from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger()
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import structlog
 import torch
-from janus.transport.link import Link
 
 from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
@@ -26,6 +25,7 @@ from janus.model.kv_cache import PagedKVCache
 from janus.runtime.attention_engine import AttentionEngine, StepNews
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.peers import PeerSet
+from janus.transport.link import Link
 
 log = structlog.get_logger()
 

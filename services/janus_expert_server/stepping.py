@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
-from janus.transport.endpoint import Listener, listen
 
 from janus.config.options import ExpertOptions
 from janus.messages.control import Identity, LoadPlacement, PlacementLoaded, Refused
 from janus.model.checkpoint import Checkpoint
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.expert_engine import ExpertEngine
+from janus.transport.endpoint import Listener, listen
 
 log = structlog.get_logger()
 

@@ -7,8 +7,6 @@ import time
 
 import msgspec
 import structlog
-from janus.transport.endpoint import Listener, listen
-from janus.transport.link import InFrame, Link
 from prometheus_client import CollectorRegistry, Gauge
 
 from janus.config.options import ControllerOptions
@@ -48,6 +46,8 @@ from janus.messages.control import (
 from janus.model.checkpoint import Checkpoint
 from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.service import ServiceContext
+from janus.transport.endpoint import Listener, listen
+from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from janus.exchange.layout import ALIGNMENT, DispatchLayout, check_dispatch, dtype_code, matrix
 from janus.transport.frame import Header, Kind
 

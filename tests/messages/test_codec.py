@@ -6,6 +6,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from janus.messages import decode, encode
 from janus.messages.codec import MAX_MESSAGE_BYTES
 from janus.messages.control import Cancel, Heartbeat, Hello, Identity, SamplingParams, Submit, TokenDelta, Tokens
