@@ -15,7 +15,7 @@ struct AttentionShape {
   double eps;
 };
 
-// Norms and biases are f32 (null = none); qkv and o are packed; caches are [blocks, block_size, kv_heads, head_dim].
+// Norms and biases are f32 (null = none); qkv and o are packed; caches are [blocks, kv_heads, block_size, head_dim].
 struct AttentionLayer {
   const float *input_norm, *post_norm;
   const void* qkv;
@@ -121,17 +121,18 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
       if (layer.qkv_bias)
         for (long c = 0; c < qkv_width; ++c) row[c] += layer.qkv_bias[c];
       const float* cos_sin = step.cos_sin + r * size;
-      const long slot = step.slot_mapping[r] * kv_width;
+      const long block = step.slot_mapping[r] / shape.block_size, offset = step.slot_mapping[r] % shape.block_size;
       for (long i = 0; i < shape.heads; ++i)
         rotate(row + i * size, layer.q_norm, cos_sin, queries + r * q_width + i * size, size, eps);
-      for (long i = 0; i < shape.kv_heads; ++i)
-        rotate(row + q_width + i * size, layer.k_norm, cos_sin, static_cast<T*>(layer.keys) + slot + i * size, size,
-               eps);
-      T* values = static_cast<T*>(layer.values) + slot;
-      const float* from = row + q_width + kv_width;
-      long c = 0;
-      for (; c + 16 <= kv_width; c += 16) store16(values + c, load16(from + c));
-      for (; c < kv_width; ++c) put(values + c, from[c]);
+      for (long i = 0; i < shape.kv_heads; ++i) {
+        const long slot = ((block * shape.kv_heads + i) * shape.block_size + offset) * size;
+        rotate(row + q_width + i * size, layer.k_norm, cos_sin, static_cast<T*>(layer.keys) + slot, size, eps);
+        const float* from = row + q_width + kv_width + i * size;
+        T* to = static_cast<T*>(layer.values) + slot;
+        long d = 0;
+        for (; d + 16 <= size; d += 16) store16(to + d, load16(from + d));
+        for (; d < size; ++d) put(to + d, from[d]);
+      }
     });
   };
 

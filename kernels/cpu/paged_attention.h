@@ -15,7 +15,7 @@ namespace janus {
 
 constexpr int kTile = 64;
 
-// Keys and values of one layer, [blocks, block_size, kv_heads, D]; `table` lists the sequence's blocks.
+// Keys and values of one layer, [blocks, kv_heads, block_size, D]; `table` lists the sequence's blocks.
 template <typename T>
 struct PagedContext {
   const T* keys;
@@ -25,11 +25,11 @@ struct PagedContext {
 
   // Element offsets of tokens [first, first + n) of key head `head`.
   void offsets(long first, long n, long head, long* to) const {
-    const long stride = kv_heads * head_dim;
     for (long t = first, i = 0; i < n;) {
-      const long slot = long(table[t / block_size]) * block_size + t % block_size;
-      const long run = std::min(n - i, block_size - t % block_size);
-      for (long j = 0; j < run; ++j, ++i, ++t) to[i] = (slot + j) * stride + head * head_dim;
+      const long block = table[t / block_size], offset = t % block_size;
+      const long run = std::min(n - i, block_size - offset);
+      const long base = (block * kv_heads + head) * block_size + offset;
+      for (long j = 0; j < run; ++j, ++i, ++t) to[i] = (base + j) * head_dim;
     }
   }
 };

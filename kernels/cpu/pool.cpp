@@ -7,6 +7,7 @@
 
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -144,9 +145,13 @@ void* Pool::scratch(int slot, size_t bytes) {
   Scratch& entry = scratch_[slot];
   if (entry.bytes < bytes) {
     std::free(entry.memory);
-    entry.bytes = (bytes + bytes / 4 + 4095) / 4096 * 4096;
-    entry.memory = std::aligned_alloc(4096, entry.bytes);
+    constexpr size_t huge = 2 << 20;  // huge pages: see src/janus/model/memory.py
+    entry.bytes = (bytes + bytes / 4 + huge - 1) / huge * huge;
+    entry.memory = std::aligned_alloc(huge, entry.bytes);
     if (!entry.memory) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(entry.memory, entry.bytes, MADV_HUGEPAGE);
+#endif
   }
   return entry.memory;
 }

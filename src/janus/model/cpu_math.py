@@ -11,8 +11,9 @@ import torch
 
 from janus.model.batch import StepBatch
 from janus.model.config import ModelConfig
-from janus.model.kernels.library import DTYPES, AttentionLayer, AttentionShape, AttentionStep, Library, huge_bytes
+from janus.model.kernels.library import DTYPES, AttentionLayer, AttentionShape, AttentionStep, Library
 from janus.model.kv_cache import PagedKVCache
+from janus.model.memory import Arena
 from janus.model.weights import AttentionWeights, DenseMlpWeights, WeightReader
 
 
@@ -39,6 +40,7 @@ class CpuMath:
         self._config = config
         self._dtype = DTYPES[reader.dtype]
         self._torch_dtype = reader.dtype
+        self._arena = Arena()
         self._alive: list[torch.Tensor] = []
         self._final_norm = self._f32(reader.final_norm())
         lm_head = reader.lm_head()
@@ -148,7 +150,7 @@ class CpuMath:
         return tensor.data_ptr()
 
     def _packed(self, weight: torch.Tensor) -> int:
-        return self._keep(self._library.pack(weight))
+        return self._keep(self._library.pack(weight, self._arena))
 
     def _f32(self, tensor: torch.Tensor) -> int:
         return self._keep(tensor.float().contiguous())
@@ -169,7 +171,7 @@ class CpuMath:
 
     def _dense_mlp(self, weights: DenseMlpWeights) -> int:
         hidden, width = self._config.hidden_size, self._config.intermediate_size
-        packed = huge_bytes(self._library.expert_bytes(self._dtype, hidden, width))
+        packed = self._arena.take(self._library.expert_bytes(self._dtype, hidden, width))
         self._library.pack_expert(
             self._dtype, hidden, width, weights.gate_up.data_ptr(), weights.down.data_ptr(), packed.data_ptr()
         )

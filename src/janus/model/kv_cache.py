@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from janus.model.config import ModelConfig
+from janus.model.memory import huge_bytes
 
 
 class PagedKVCache:
-    """Per layer one key and one value tensor, [num_blocks, block_size, num_kv_heads, head_dim].
+    """Per layer one key and one value tensor, [num_blocks, num_kv_heads, block_size, head_dim].
 
     Which sequence owns which block is the batcher's business; this class only holds the memory.
     """
@@ -21,17 +24,19 @@ class PagedKVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        shape = (2, config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
         self.device = torch.device(device)
-        # Zeros, not empty: masked-out slots are multiplied by zero, and 0 * NaN of stale memory would be NaN. On Linux
-        # zero pages of an untouched block cost no memory.
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self.keys = list(self._keys.unbind(0))
-        self.values = list(self._values.unbind(0))
+        # Zero, not uninitialised: slots past a context are masked by a weight of 0, and 0 * NaN would be NaN.
+        if self.device.type == "cpu":
+            self._memory = huge_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+        else:
+            self._memory = torch.zeros(shape, dtype=dtype, device=device)
+        keys, values = self._memory
+        self.keys = list(keys.unbind(0))
+        self.values = list(values.unbind(0))
 
     @staticmethod
     def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -41,4 +46,4 @@ class PagedKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole cache."""
-        return self._keys.nbytes + self._values.nbytes
+        return self._memory.nbytes

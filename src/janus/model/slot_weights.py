@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from janus.model.config import ModelConfig
-from janus.model.kernels.library import DTYPES, Library, huge_bytes
+from janus.model.kernels.library import DTYPES, Library
+from janus.model.memory import huge_bytes
 
 
 class TorchSlots:

@@ -25,6 +25,14 @@ class StepPlan:
     def __init__(self, batch: StepBatch, cos_sin_TD: torch.Tensor) -> None:
         self.batch = batch
         self.cos_sin = cos_sin_TD
+        self._slots: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def slots(self, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 [T] each: block, and offset in it, that every row writes."""
+        if self._slots is None:
+            mapping = self.batch.slot_mapping
+            self._slots = (mapping // block_size, mapping % block_size)
+        return self._slots
 
     @cached_property
     def _sequences(self) -> torch.Tensor:
@@ -49,8 +57,9 @@ class StepPlan:
 
 def write_kv(k_TGD: torch.Tensor, v_TGD: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer: int) -> None:
     """Store the rows' keys and values in their slots."""
-    kv.keys[layer].flatten(0, 1).index_copy_(0, plan.batch.slot_mapping, k_TGD)
-    kv.values[layer].flatten(0, 1).index_copy_(0, plan.batch.slot_mapping, v_TGD)
+    blocks, offsets = plan.slots(kv.block_size)
+    kv.keys[layer][blocks, :, offsets] = k_TGD
+    kv.values[layer][blocks, :, offsets] = v_TGD
 
 
 def paged_attention(q_TND: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer: int) -> torch.Tensor:
@@ -68,11 +77,10 @@ def paged_attention(q_TND: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer
 def _decode(q_SND: torch.Tensor, plan: StepPlan, kv: PagedKVCache, layer: int) -> torch.Tensor:
     """One row per sequence, over contexts padded to the longest."""
     count, heads, size = q_SND.shape
-    groups = kv.keys[layer].shape[2]
+    groups = kv.keys[layer].shape[1]
     # Query heads that share a key head become query rows of it, so that no key is repeated in memory.
     q = q_SND.view(count, groups, heads // groups, size)
-    k = kv.keys[layer][plan.decode_blocks].view(count, -1, groups, size).transpose(1, 2)
-    v = kv.values[layer][plan.decode_blocks].view(count, -1, groups, size).transpose(1, 2)
+    k, v = (part[plan.decode_blocks].transpose(1, 2).flatten(2, 3) for part in (kv.keys[layer], kv.values[layer]))
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.decode_mask(k.shape[2]))
     return attended.reshape(count, heads, size)
 
@@ -82,8 +90,9 @@ def _prefill(q_TND: torch.Tensor, batch: StepBatch, kv: PagedKVCache, layer: int
     context, rows = int(batch.context_len_np[sequence]), len(q_TND)
     blocks = batch.block_tables[sequence, : -(-context // kv.block_size)]
     q = q_TND.transpose(0, 1)[None]
-    k = kv.keys[layer][blocks].flatten(0, 1)[:context].transpose(0, 1)[None]
-    v = kv.values[layer][blocks].flatten(0, 1)[:context].transpose(0, 1)[None]
+    k, v = (
+        part[blocks].transpose(0, 1).flatten(1, 2)[None, :, :context] for part in (kv.keys[layer], kv.values[layer])
+    )
     if context == rows:
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 from ctypes import c_double, c_int64, c_void_p
 from functools import cache
@@ -14,6 +13,7 @@ import structlog
 import torch
 
 from janus.model.kernels.build import KernelBuildError, build
+from janus.model.memory import Arena
 
 _log = structlog.get_logger(__name__)
 
@@ -135,11 +135,11 @@ class Library:
         """How many threads work on a call, the caller included."""
         return int(self._dll.janus_threads())
 
-    def pack(self, weight_NK: torch.Tensor) -> torch.Tensor:
-        """Return ``weight`` [N, K] in the kernels' layout, as bytes."""
+    def pack(self, weight_NK: torch.Tensor, memory: Arena) -> torch.Tensor:
+        """Return ``weight`` [N, K] in the kernels' layout, as bytes in ``memory``."""
         rows, columns = weight_NK.shape
         dtype = DTYPES[weight_NK.dtype]
-        packed = huge_bytes(int(self._dll.janus_packed_bytes(dtype, rows, columns)))
+        packed = memory.take(int(self._dll.janus_packed_bytes(dtype, rows, columns)))
         weight_NK = weight_NK.contiguous()
         self._dll.janus_pack(dtype, rows, columns, weight_NK.data_ptr(), packed.data_ptr())
         return packed
@@ -183,11 +183,3 @@ def configure_threads(threads: int, spin_us: int = DEFAULT_SPIN_US) -> None:
         return
     library.configure(threads, spin_us)
     torch.set_num_threads(1)
-
-
-def huge_bytes(count: int) -> torch.Tensor:
-    """Return ``count`` zero bytes on huge pages where the system grants them (fewer TLB misses on weights)."""
-    memory = mmap.mmap(-1, max(1, count))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:count]

@@ -1,0 +1,40 @@
+"""CPU memory for weights and KV, on huge pages where the system grants them.
+
+On 4 KB pages, streaming 1.5 MB of cold attention weights took 250 us instead of 60 (AMD EPYC 9005 guest, 2 threads):
+under virtualisation a TLB miss walks two page tables.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+_HUGE_PAGE = 2 << 20
+
+
+def huge_bytes(count: int) -> torch.Tensor:
+    """Return ``count`` zero bytes that start on a huge page; untouched pages take no memory."""
+    memory = mmap.mmap(-1, count + _HUGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % _HUGE_PAGE
+    return whole[start : start + count]
+
+
+class Arena:
+    """Hands out pieces of large chunks, so that tensors smaller than a huge page share one. Nothing is given back."""
+
+    def __init__(self, chunk_bytes: int = 32 << 20) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, count: int) -> torch.Tensor:
+        """Return ``count`` zero bytes, aligned to 64."""
+        if self._used + count > len(self._chunk):
+            self._chunk, self._used = huge_bytes(max(count, self._chunk_bytes)), 0
+        piece = self._chunk[self._used : self._used + count]
+        self._used += -(-count // 64) * 64
+        return piece
