@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from janus.errors import ConfigError
 from janus.messages.control import Leave
 from janus.transport import InFrame, Link, LinkOptions, TransportKind
 from tests.transport.helpers import DEADLINE_S, Echo, Recorder, dial, eventually, linked, post_when_possible, serving
@@ -80,3 +81,34 @@ def test_engines_end_with_their_loops(loops: int) -> None:
     for _ in range(loops):
         asyncio.run(once())
     assert Engine.alive() == 0
+
+
+async def test_an_engine_that_fails_ends_its_links_once_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from janus.transport.ucx import Engine
+
+    client, server = Recorder(), Recorder()
+    async with linked("ucx", client, server) as (link, other):
+        engine = Engine.acquire()
+        with monkeypatch.context() as broken:
+            broken.setattr(engine, "_take_messages", lambda: 1 // 0)
+            engine.pump()
+        for end, recorder in ((link, client), (other, server)):
+            assert "UCX failed in this process" in str(end.error)
+            assert len(recorder.closed) == 1
+        assert Engine.alive() == 0
+        async with linked("ucx", Recorder(), Echo()) as (again, _):
+            assert await again.call(Leave(reason="new engine"), timeout_s=5) == Leave(reason="new engine")
+
+
+@pytest.mark.parametrize("value", ["fast", "-1", "1000000000"])
+async def test_a_wrong_spin_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("JANUS_UCX_SPIN_US", value)
+    with pytest.raises(ConfigError, match="JANUS_UCX_SPIN_US"):
+        await dial("ucx", 1, Recorder())
+
+
+async def test_spinning_delivers_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JANUS_UCX_SPIN_US", "200")
+    async with linked("ucx", Recorder(), Echo()) as (link, _):
+        for number in range(50):
+            assert await link.call(Leave(reason=str(number)), timeout_s=5) == Leave(reason=str(number))

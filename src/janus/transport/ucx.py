@@ -20,7 +20,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+import structlog
+
 from janus.errors import ConfigError
+
+log = structlog.get_logger(__name__)
 
 #: The engine rests on ucxx's Cython layer, which changes between releases.
 UCXX_SERIES = "0.52."
@@ -74,6 +78,13 @@ def import_ucxx() -> Any:
         return ucxx
 
 
+def _spin_us() -> int:
+    text = os.environ.get("JANUS_UCX_SPIN_US", "0")
+    if not text.isdecimal() or int(text) > 100_000:
+        raise ConfigError("JANUS_UCX_SPIN_US", f"{text!r} is no number of microseconds", "use 0 to 100000")
+    return int(text)
+
+
 class Receiver(Protocol):
     """What the engine needs of a wire."""
 
@@ -86,12 +97,15 @@ class Receiver(Protocol):
     def endpoint_closed(self) -> None:
         """UCX has given the endpoint up; all that had arrived has been delivered."""
 
+    def engine_failed(self, problem: str) -> None:
+        """UCX itself has failed; nothing more will come."""
+
 
 class Engine:
     """One UCX context and worker on one event loop, progressed when its epoll descriptor says so: idle costs nothing.
 
-    ``spin_us`` busy-polls that long before sleeping; it buys ~90 us per round trip where the process owns a core, and
-    costs the whole window on a shared one.
+    With JANUS_UCX_SPIN_US it busy-polls that long before sleeping. That buys ~90 us per round trip where the process
+    owns a core, and costs the whole window on a shared one; the default is 0.
     """
 
     _by_loop: ClassVar[dict[asyncio.AbstractEventLoop, Engine]] = {}
@@ -102,11 +116,15 @@ class Engine:
         self.api = lib.libucxx
         self.array: Callable[[object], Any] = lib.arr.Array  # wraps memory for UCX
         self.loop = loop
-        self.spin_us = int(os.environ.get("JANUS_UCX_SPIN_US", "0"))
+        self.spin_s = _spin_us() * 1e-6
         features = tuple(self.api.Feature[name] for name in FEATURES)
-        self.context = self.api.UCXContext({}, feature_flags=features)
-        self.worker = self.api.UCXWorker(self.context)
-        self.worker.init_blocking_progress_mode()
+        try:
+            self.context = self.api.UCXContext({}, feature_flags=features)
+            self.worker = self.api.UCXWorker(self.context)
+            self.worker.init_blocking_progress_mode()
+        except Exception as error:  # ucxx raises a family of unrelated classes
+            remedy = "check the UCX_ variables of the environment (janus doctor shows what UCX finds)"
+            raise ConfigError("transport", f"UCX cannot start: {error}", remedy) from error
         self.wires: dict[int, Receiver] = {}
         self._lost: list[Receiver] = []
         self._holders = 0
@@ -201,25 +219,48 @@ class Engine:
             return
         self._in_pump = True
         try:
-            spin_until = time.perf_counter() + self.spin_us * 1e-6 if self.spin_us else 0.0
-            budget = _MESSAGES_PER_TURN
-            while budget > 0:
-                self.worker.progress()
-                done = self._take_messages() + self._complete_requests() + self._drop_lost()
-                budget -= done
-                if done or time.perf_counter() < spin_until:
-                    continue
-                if self.worker.arm():
-                    return
+            armed = self._progress()
+        except Exception as error:
+            # Nothing that a peer does leads here, and to try again would fail again at once, for ever.
+            log.exception("ucx_engine_failed", links=len(self.wires))
+            self._fail(str(error))
+            return
         finally:
             self._in_pump = False
-        self.kick()
+        if not armed:
+            self.kick()
+
+    def _progress(self) -> bool:
+        """Return whether UCX will wake us; if not, there is more to do and others shall have their turn first."""
+        spin_until = time.perf_counter() + self.spin_s
+        budget = _MESSAGES_PER_TURN
+        while budget > 0:
+            self.worker.progress()
+            taken = self._take_messages()
+            done = taken + self._complete_requests()
+            if taken < _MESSAGES_PER_TURN:  # else there may be more of what a lost endpoint has brought
+                done += self._drop_lost()
+            budget -= done
+            if done and self.spin_s:
+                spin_until = time.perf_counter() + self.spin_s
+            if not done and time.perf_counter() >= spin_until and self.worker.arm():
+                return True
+        return False
+
+    def _fail(self, problem: str) -> None:
+        """Lose every wire; the next user of this loop gets a new engine."""
+        self._closed = True
+        self.loop.remove_reader(self._fd)
+        self._safety.cancel()
+        with self._by_loop_lock:
+            del self._by_loop[self.loop]
+        for wire in list(self.wires.values()):
+            wire.engine_failed(problem)
 
     def _take_messages(self) -> int:
         """Start receiving every message that has arrived; return how many there were."""
-        worker = self.worker
         for count in range(_MESSAGES_PER_TURN):
-            probe = worker.tag_probe(self._any_tag, self._any_mask, True)
+            probe = self.worker.tag_probe(self._any_tag, self._any_mask, True)
             if not probe.matched:
                 return count
             wire = self.wires.get(probe.sender_tag)

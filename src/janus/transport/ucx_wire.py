@@ -68,14 +68,15 @@ class UcxWire:
             return
         try:
             request = self._endpoint.tag_send(self._engine.array(buffer.array[:nbytes]), self._send_tag)
+            if not request.completed:
+                self._engine.watch(request, lambda done: self._sent(done, buffer), buffer)
+                return
+            request.check_error()
         except Exception as error:  # ucxx raises a family of unrelated classes
             # Not reported from here: a handler that is in the middle of a send must not be called back.
             self._engine.loop.call_soon(self._lose, LinkBroken(self.address, f"cannot send: {self._reason(error)}"))
-            return
-        if request.completed:
-            self._sent(request, buffer)
         else:
-            self._engine.watch(request, lambda done: self._sent(done, buffer), buffer)
+            buffer.release()
 
     def close(self) -> None:
         self._handler = None
@@ -111,7 +112,11 @@ class UcxWire:
         buffer = self.pool.take(nbytes)
         # A receive on an endpoint that has failed would be cancelled at once, though the message is here.
         receiver = self._endpoint if self._endpoint.alive else self._engine.worker
-        request = receiver.tag_recv_with_handle(self._engine.array(buffer.array[:nbytes]), probe)
+        try:
+            request = receiver.tag_recv_with_handle(self._engine.array(buffer.array[:nbytes]), probe)
+        except Exception as error:
+            self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
+            return
         self._inbox.append((request, buffer, nbytes))
         if request.completed:
             self._deliver()
@@ -121,6 +126,10 @@ class UcxWire:
     def endpoint_closed(self) -> None:
         """UCX has given the endpoint up. All that had arrived has been delivered by now."""
         self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
+
+    def engine_failed(self, problem: str) -> None:
+        """UCX itself has failed."""
+        self._lose(LinkBroken(self.address, f"UCX failed in this process: {problem}"))
 
     # -- within ---------------------------------------------------------------------------------------------------
 
