@@ -29,7 +29,9 @@ SERVICES: Mapping[str, type] = {
 }
 _COMMON = "common"
 #: Names that do not belong to one service's options.
-SHARED_ENVIRONMENT = frozenset({"JANUS_SECRET", "JANUS_SECRET_FILE", "JANUS_UCX_SPIN_US"})
+SHARED_ENVIRONMENT = frozenset({"JANUS_SECRET", "JANUS_SECRET_FILE", "JANUS_UCX_SPIN_US", "JANUS_CPU_KERNELS"})
+#: What benchmarks and tests read reaches the services that they start, and means nothing there.
+_FOREIGN_PREFIXES = ("JANUS_BENCH_", "JANUS_TEST_")
 
 
 def resolve(cls: type[T], *, cli: Table, environ: Mapping[str, str], config: Path | None = None) -> T:
@@ -108,7 +110,7 @@ def load_config(path: Path) -> dict[str, dict[str, Any]]:
 
 def check_environment(environ: Mapping[str, str]) -> None:
     """Raise ConfigError for a ``JANUS_*`` variable that no service knows."""
-    unknown = sorted(name for name in environ if name.startswith("JANUS_"))
+    unknown = sorted(name for name in environ if name.startswith("JANUS_") and not name.startswith(_FOREIGN_PREFIXES))
     if not unknown:
         return
     known = known_environment()
