@@ -166,6 +166,8 @@ class Admission:
             if ticket.instance not in self._ready and self._loads[ticket.instance].requests == 0:
                 del self._loads[ticket.instance]
             self._completions.append(now)
+            if not self._tickets:
+                self._completions.clear()  # time without work says nothing about how fast work is done
 
     def on(self, instance: str) -> list[str]:
         """Return the requests on ``instance``, oldest first: those to move when it dies."""
@@ -211,8 +213,7 @@ class Admission:
         """
         interval = MIN_RETRY_S
         if len(self._completions) > 1:
-            span = now - self._completions[0]
-            interval = span / len(self._completions)
+            interval = (now - self._completions[0]) / (len(self._completions) - 1)
         self._promised = max(self._promised, now) + interval
         retry_s = min(max(self._promised - now, MIN_RETRY_S), MAX_RETRY_S)
         self._promised = min(self._promised, now + MAX_RETRY_S)
