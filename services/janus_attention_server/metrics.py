@@ -11,10 +11,9 @@ _STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 class AttentionMetrics:
-    """The registry of one attention-server."""
+    """Instruments of one attention-server, in the registry given."""
 
-    def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._running = Gauge("vllm:num_requests_running", "Requests being computed", registry=registry)
         self._waiting = Gauge("vllm:num_requests_waiting", "Requests in the queue", registry=registry)
         self._kv = Gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", registry=registry)

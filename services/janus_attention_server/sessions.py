@@ -1,4 +1,4 @@
-"""The attention-server's end of the links from gateways: requests come in, tokens go out, each to its own gateway."""
+"""The attention-server's end of the links from gateways, on the step loop: requests in, tokens out."""
 
 from __future__ import annotations
 
@@ -20,36 +20,86 @@ _STALL_LIMIT_S = 30.0
 
 
 class Engine(Protocol):
-    """What the sessions want from the engine; called on the control loop."""
+    """What the sessions want from the engine."""
 
-    def submit_from(self, session: GatewaySession, message: Submit) -> None:
-        """Begin a request whose tokens go to ``session``."""
+    def submit(self, message: Submit) -> None:
+        """Begin a request."""
 
     def cancel(self, request_id: str) -> None:
         """Forget a request."""
 
 
-class GatewaySession:
-    """One gateway's link and requests. The handler of the link, on the control loop."""
+class Sessions:
+    """All gateways' sessions, and which of them each request belongs to."""
 
-    def __init__(self, identity: Identity, engine: Engine, on_end: Callable[[GatewaySession], None]) -> None:
-        self.name = identity.instance
+    def __init__(self, engine: Callable[[], Engine | None]) -> None:
+        """``engine`` returns ``None`` while the model is being loaded."""
         self._engine = engine
-        self._on_end = on_end
+        self._owner: dict[str, GatewaySession] = {}
+        self._open: set[GatewaySession] = set()
+
+    def open(self, identity: Identity) -> GatewaySession:
+        """Return the handler of a new link from a gateway."""
+        session = GatewaySession(identity, self)
+        self._open.add(session)
+        return session
+
+    def submit(self, session: GatewaySession, message: Submit) -> None:
+        """Begin a request whose tokens go to ``session``."""
+        engine = self._engine()
+        if engine is None:
+            session.send([_starting(message)], kv_usage=0.0)
+            return
+        self._owner[message.request_id] = session
+        engine.submit(message)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request."""
+        engine = self._engine()
+        if self._owner.pop(request_id, None) is not None and engine is not None:
+            engine.cancel(request_id)
+
+    def close(self, session: GatewaySession) -> None:
+        """Nobody waits for the requests of ``session`` any more."""
+        self._open.discard(session)
+        for request_id in [known for known, owner in self._owner.items() if owner is session]:
+            self.cancel(request_id)
+
+    def deliver(self, deltas: list[TokenDelta], *, kv_usage: float) -> None:
+        """Send each delta to the gateway of its request; those of cancelled requests are dropped."""
+        per_session: dict[GatewaySession, list[TokenDelta]] = {}
+        for delta in deltas:
+            ended = delta.finish_reason is not None
+            session = self._owner.pop(delta.request_id, None) if ended else self._owner.get(delta.request_id)
+            if session is not None:
+                per_session.setdefault(session, []).append(delta)
+        for session, own in per_session.items():
+            session.send(own, kv_usage=kv_usage)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait, at most ``timeout_s``, until slow gateways have been sent everything."""
+        senders = [session.sender for session in self._open if session.sender is not None]
+        if senders:
+            await asyncio.wait(senders, timeout=timeout_s)
+
+
+class GatewaySession:
+    """One gateway's link. Its handler."""
+
+    def __init__(self, identity: Identity, sessions: Sessions) -> None:
+        self.name = identity.instance
+        self._sessions = sessions
         self._link: Link | None = None
         self._unsent: list[TokenDelta] = []
         self._kv_usage = 0.0
-        self._sender: asyncio.Task[None] | None = None
-        self.requests: set[str] = set()
+        #: Runs while the gateway takes news more slowly than they come.
+        self.sender: asyncio.Task[None] | None = None
 
-    def send(self, deltas: list[TokenDelta], kv_usage: float) -> None:
+    def send(self, deltas: list[TokenDelta], *, kv_usage: float) -> None:
         """Send news of this gateway's requests, or keep it until the link takes more; order is kept."""
-        for delta in deltas:
-            if delta.finish_reason is not None:
-                self.requests.discard(delta.request_id)
         self._unsent += deltas
         self._kv_usage = kv_usage
-        if self._sender is None and self._link is not None:
+        if self.sender is None and self._link is not None:
             self._flush(self._link)
 
     def _flush(self, link: Link) -> None:
@@ -57,7 +107,7 @@ class GatewaySession:
             link.post_message(Tokens(deltas=self._unsent, kv_usage=self._kv_usage))
             self._unsent = []
         except LinkBusy:
-            self._sender = asyncio.create_task(self._send_slowly(link), name=f"tokens[{self.name}]")
+            self.sender = asyncio.create_task(self._send_slowly(link), name=f"tokens[{self.name}]")
         except LinkError:
             self._unsent = []  # on_closed follows, or has come already
 
@@ -70,7 +120,7 @@ class GatewaySession:
         except LinkError as error:
             link.abort(f"takes no tokens: {error.problem}")
         finally:
-            self._sender = None
+            self.sender = None
 
     # -- LinkHandler ---------------------------------------------------------------------------------------------
 
@@ -79,11 +129,9 @@ class GatewaySession:
         self._link = link
         match message:
             case Submit():
-                self.requests.add(message.request_id)
-                self._engine.submit_from(self, message)
+                self._sessions.submit(self, message)
             case Cancel():
-                self.requests.discard(message.request_id)
-                self._engine.cancel(message.request_id)
+                self._sessions.cancel(message.request_id)
             case _:
                 log.warning("unexpected_message", peer=self.name, message=type(message).__name__)
 
@@ -92,18 +140,21 @@ class GatewaySession:
         frame.release()
 
     def on_closed(self, link: Link, error: LinkError) -> None:
-        """Nobody waits for these requests any more."""
-        log.info("gateway_gone", peer=self.name, cancelled=len(self.requests), problem=str(error))
-        if self._sender is not None:
-            self._sender.cancel()
-        for request_id in self.requests:
-            self._engine.cancel(request_id)
-        self.requests.clear()
-        self._on_end(self)
+        """The gateway is gone, and with it its clients."""
+        log.info("gateway_gone", peer=self.name, problem=str(error))
+        if self.sender is not None:
+            self.sender.cancel()
+        self._sessions.close(self)
 
-    async def close(self, reason: str) -> None:
-        """Send what is left, then close the link."""
-        if self._sender is not None:
-            await asyncio.wait({self._sender}, timeout=2.0)
-        if self._link is not None:
-            await self._link.close(reason)
+
+def _starting(message: Submit) -> TokenDelta:
+    return TokenDelta(
+        request_id=message.request_id,
+        index=len(message.emitted_ids),
+        token_ids=[],
+        finish_reason="error",
+        status=503,
+        code="starting",
+        problem="the attention instance is still loading the model",
+        retry_after_s=1.0,
+    )

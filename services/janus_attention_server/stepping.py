@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,19 +18,22 @@ from janus.errors import ConfigError
 from janus.exchange.contract import ExpertExchange
 from janus.exchange.direct import DirectExchange
 from janus.exchange.local import LocalExchange
-from janus.messages.control import ClusterView, Identity
+from janus.messages.control import ClusterView, Identity, Refused
 from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.experts import ExpertBank
 from janus.model.kv_cache import PagedKVCache
 from janus.runtime.attention_engine import AttentionEngine, StepNews
 from janus.runtime.device import prepare, torch_dtype
+from janus.runtime.listening import listen_as
 from janus.runtime.peers import PeerSet
-from janus.transport.link import Link
+from janus_attention_server.sessions import Sessions
 
 log = structlog.get_logger()
 
 _MAX_WAITING = 1024
+#: How often measurements cross to the control loop: rarely, so that its thread seldom asks for the interpreter lock.
+_REPORT_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,47 +54,88 @@ class Stepping:
         options: AttentionOptions,
         checkpoint: Checkpoint,
         identity: Identity,
-        publish: Callable[[StepNews], None],
+        on_listening: Callable[[int], None],
+        on_news: Callable[[list[StepNews]], None],
         on_experts: Callable[[ExpertsState], None],
     ) -> None:
+        """``on_listening``, ``on_news`` and ``on_experts`` are called on the step loop, and carry over to control."""
         self._options = options
         self._checkpoint = checkpoint
         self._identity = identity
-        self._publish = publish
+        self._on_listening = on_listening
+        self._on_news = on_news
         self._on_experts = on_experts
+        self._sessions = Sessions(lambda: self.engine)
+        self._unreported: list[StepNews] = []
+        self._draining = False
         self._view: ClusterView | None = None
         self._direct: DirectExchange | None = None
         self._peers: PeerSet | None = None
         self.engine: AttentionEngine | None = None
 
     async def run(self) -> None:
-        """Load the model and step until cancelled."""
-        options, checkpoint = self._options, self._checkpoint
-        device, dtype = prepare(options.device, options.threads), torch_dtype(options.dtype)
-        config = checkpoint.config
-        model = AttentionModel.load(checkpoint, config, dtype, device)
-        batcher = Batcher(self._batcher_config())
-        kv = PagedKVCache(config, batcher.config.num_blocks, options.block_size, dtype, device)
-        exchange = self._exchange(dtype, device)
-        engine = self.engine = AttentionEngine(
-            model=model,
-            kv=kv,
-            batcher=batcher,
-            exchange=exchange,
-            recovery_timeout_s=options.recovery_timeout_s,
-            publish=self._publish,
+        """Listen, load the model, and step until cancelled."""
+        listener = await listen_as(
+            self._options.common, self._identity, admit=self._admit, handler_factory=self._sessions.open
         )
-        log.info(
-            "model_loaded", bytes_read=checkpoint.bytes_read, kv_blocks=batcher.config.num_blocks, device=str(device)
-        )
-        self._apply_view()
-        self._tell_experts()
         try:
-            await engine.run()
+            self._on_listening(listener.port)
+            batcher = Batcher(self._batcher_config())
+            # In another thread: gateways can connect meanwhile, and are told that the model is being loaded.
+            model, kv, exchange = await asyncio.to_thread(self._load, batcher.config)
+            self.engine = AttentionEngine(
+                model=model,
+                kv=kv,
+                batcher=batcher,
+                exchange=exchange,
+                recovery_timeout_s=self._options.recovery_timeout_s,
+                publish=self._publish,
+            )
+            self._dial_experts()
+            try:
+                await self.engine.run()
+            finally:
+                await exchange.close()
+                if self._peers is not None:
+                    await self._peers.close("shutting down")
         finally:
-            await exchange.close()
-            if self._peers is not None:
-                await self._peers.close("shutting down")
+            await listener.close()
+
+    def _load(self, limits: BatcherConfig) -> tuple[AttentionModel, PagedKVCache, ExpertExchange[Any]]:
+        options, checkpoint, config = self._options, self._checkpoint, self._checkpoint.config
+        device, dtype = prepare(options.device, options.threads), torch_dtype(options.dtype)
+        model = AttentionModel.load(checkpoint, config, dtype, device)
+        kv = PagedKVCache(config, limits.num_blocks, limits.block_size, dtype, device)
+        exchange: ExpertExchange[Any]
+        if options.experts == "local":
+            exchange = self._local_exchange(dtype, device)
+        else:
+            exchange = self._direct = DirectExchange(
+                links={},
+                scheduler=SCHEDULERS["static"],
+                dtype=dtype,
+                dispatch_timeout_s=options.dispatch_timeout_s,
+            )
+        log.info("model_loaded", bytes_read=checkpoint.bytes_read, kv_blocks=limits.num_blocks, device=str(device))
+        return model, kv, exchange
+
+    def _publish(self, news: StepNews) -> None:
+        """Send tokens at once; what is only measured goes to the control loop a few times per second."""
+        self._sessions.deliver(news.deltas, kv_usage=news.stats.kv_usage)
+        if not self._unreported:
+            asyncio.get_running_loop().call_later(_REPORT_EVERY_S, self._report)
+        self._unreported.append(news)
+
+    def _report(self) -> None:
+        news, self._unreported = self._unreported, []
+        self._on_news(news)
+
+    def _admit(self, identity: Identity) -> Refused | None:
+        if identity.role not in ("gateway", "tool"):
+            return Refused(code="wrong_role", problem=f"attention instances take gateways, not {identity.role}")
+        if self._draining:
+            return Refused(code="draining", problem="this attention instance is shutting down")
+        return None
 
     def on_view(self, view: ClusterView) -> None:
         """Plan with ``view`` from now on."""
@@ -98,9 +143,13 @@ class Stepping:
         self._apply_view()
 
     async def drain(self, timeout_s: float) -> None:
-        """Finish what is in flight."""
+        """Take no new gateways or requests, finish what is in flight."""
+        self._draining = True
         if self.engine is not None:
             await self.engine.drain(timeout_s)
+        await self._sessions.flush(timeout_s)
+        if self._unreported:
+            self._report()
 
     def exchange_times(self) -> dict[str, int]:
         """Sums of ``ExchangeTimes``; empty in monolithic mode. May be read from another thread."""
@@ -129,32 +178,29 @@ class Stepping:
             max_waiting=_MAX_WAITING,
         )
 
-    def _exchange(self, dtype: torch.dtype, device: torch.device) -> ExpertExchange[Any]:
-        options, config = self._options, self._checkpoint.config
-        if options.experts == "local":
-            bank = ExpertBank(config, config.num_moe_layers, config.num_experts, dtype, device)
-            for layer in range(config.num_moe_layers):
-                for expert in range(config.num_experts):
-                    bank.load(self._checkpoint, layer, expert, expert)
-            return LocalExchange(bank, num_layers=config.num_moe_layers)
-        links: dict[str, Link] = {}
-        direct = DirectExchange(
-            links=links,
-            scheduler=SCHEDULERS["static"],
-            dtype=dtype,
-            dispatch_timeout_s=options.dispatch_timeout_s,
-        )
-        self._direct = direct
-        self._peers = PeerSet(
-            role="expert",
-            identity=self._identity,
-            secret=options.common.secret.encode(),
-            transport=options.common.transport,
-            handler=direct,
-            links=links,
-            on_change=self._links_changed,
-        )
-        return direct
+    def _local_exchange(self, dtype: torch.dtype, device: torch.device) -> LocalExchange:
+        config = self._checkpoint.config
+        bank = ExpertBank(config, config.num_moe_layers, config.num_experts, dtype, device)
+        for layer in range(config.num_moe_layers):
+            for expert in range(config.num_experts):
+                bank.load(self._checkpoint, layer, expert, expert)
+        return LocalExchange(bank, num_layers=config.num_moe_layers)
+
+    def _dial_experts(self) -> None:
+        """Begin to follow the view, now that there is a model to serve."""
+        direct = self._direct
+        if direct is not None:
+            self._peers = PeerSet(
+                role="expert",
+                identity=self._identity,
+                secret=self._options.common.secret.encode(),
+                transport=self._options.common.transport,
+                handler=direct,
+                links=direct.links,
+                on_change=self._links_changed,
+            )
+            self._apply_view()
+        self._tell_experts()
 
     # -- the view ------------------------------------------------------------------------------------------------
 

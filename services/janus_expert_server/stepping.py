@@ -12,7 +12,8 @@ from janus.messages.control import Identity, LoadPlacement, PlacementLoaded, Ref
 from janus.model.checkpoint import Checkpoint
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.expert_engine import ExpertEngine
-from janus.transport.endpoint import Listener, listen
+from janus.runtime.listening import listen_as
+from janus.transport.endpoint import Listener
 
 log = structlog.get_logger()
 
@@ -47,14 +48,8 @@ class Stepping:
             device=prepare(options.device, options.threads),
             instance=common.name,
         )
-        self._listener = await listen(
-            common.transport,
-            common.host,
-            common.port,
-            identity=self._identity,
-            secret=common.secret.encode(),
-            admit=self._admit,
-            handler_factory=lambda identity: engine,
+        self._listener = await listen_as(
+            common, self._identity, admit=self._admit, handler_factory=lambda identity: engine
         )
         self._on_listening(self._listener.port)
         try:
@@ -69,10 +64,11 @@ class Stepping:
         async with self._loading:
             return await self.engine.load(message.table)
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drain(self, timeout_s: float) -> None:
         """Take no new links, answer what waits."""
         self._draining = True
-        return self.engine is None or await self.engine.drain(timeout_s)
+        if self.engine is not None and not await self.engine.drain(timeout_s):
+            log.warning("drain_incomplete", limit_s=timeout_s)
 
     def _admit(self, identity: Identity) -> Refused | None:
         if identity.role not in ("attention", "tool"):

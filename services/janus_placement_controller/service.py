@@ -45,8 +45,8 @@ from janus.messages.control import (
 )
 from janus.model.checkpoint import Checkpoint
 from janus.runtime.http import HttpServer, ops_app
+from janus.runtime.listening import listen_as
 from janus.runtime.service import ServiceContext
-from janus.transport.endpoint import Listener, listen
 from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger()
@@ -104,12 +104,9 @@ class ControllerService:
             ops = HttpServer(app, host=common.host, port=common.ops_port, field="--ops-port")
             ops_port = ops.port
             await ops.start()
-        listener: Listener = await listen(
-            common.transport,
-            common.host,
-            common.port,
-            identity=self._identity,
-            secret=context.secret,
+        listener = await listen_as(
+            common,
+            self._identity,
             admit=self._admit,
             handler_factory=lambda identity: _MemberHandler(self, identity),
         )

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,12 +69,13 @@ class DirectExchange:
     def __init__(
         self,
         *,
-        links: Mapping[str, Link],
+        links: dict[str, Link],
         scheduler: Scheduler,
         dtype: torch.dtype,
         dispatch_timeout_s: float,
     ) -> None:
-        self._links = links
+        #: Links that are up, by instance name; whoever dials keeps them here.
+        self.links = links
         self._scheduler = scheduler
         self._dtype = dtype
         self._code = dtype_code(dtype)
@@ -113,7 +113,7 @@ class DirectExchange:
         return tuple(name for name in self._placement.instances if not self._linked(name))
 
     def _linked(self, instance: str) -> bool:
-        link = self._links.get(instance)
+        link = self.links.get(instance)
         return link is not None and not link.closed
 
     def ready(self) -> bool:
@@ -183,7 +183,7 @@ class DirectExchange:
         slots_TK: npt.NDArray[np.int32],
         weights_TK: npt.NDArray[np.float32],
     ) -> None:
-        link = self._links.get(name)
+        link = self.links.get(name)
         if link is None:
             raise LinkError(name, "is not linked")
         touched_T = slots_TK.max(axis=1) >= 0

@@ -25,11 +25,13 @@ log = structlog.get_logger()
 
 #: How long a stale epoch may take to be replaced before the dispatch is tried again.
 _REPLAN_WAIT_S = 0.25
+#: A step that computes for longer than this lets the loop run between two layers.
+_YIELD_EVERY_NS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepNews:
-    """What one step (or one refusal) tells the control loop."""
+    """What one step (or one refusal) tells whoever serves the clients and whoever measures."""
 
     deltas: list[TokenDelta]
     #: Requests that have ended.
@@ -166,6 +168,7 @@ class AttentionEngine:
         )
         h_TH = model.embed(batch)
         watch.lap("embed_ns")
+        yielded_ns = time.perf_counter_ns()
         for layer in range(model.config.num_layers):
             h_TH, x_TH = model.attention(layer, h_TH, batch, self._kv)
             watch.lap("attention_ns")
@@ -181,6 +184,10 @@ class AttentionEngine:
             y_TH = await exchange.combine(receipt)
             h_TH = h_TH + y_TH
             watch.lap("combine_ns")
+            if time.perf_counter_ns() - yielded_ns > _YIELD_EVERY_NS:
+                # A long prefill: links must be answered meanwhile, or peers take us for dead.
+                await asyncio.sleep(0)
+                yielded_ns = time.perf_counter_ns()
         logits_RV = model.logits(h_TH, batch)
         watch.lap("logits_ns")
         return logits_RV
