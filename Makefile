@@ -62,11 +62,12 @@ bench: develop ## measure serving; writes benchmarks/results/serving.json
 	$(BIN)/python -m benchmarks.serving
 
 .PHONY: soak
-soak: develop ## 64 streams for three minutes: errors, memory, file descriptors (slow)
-	$(BIN)/python -m pytest -m slow -k soak $(TEST_ARGS)
+soak: develop ## 64 streams for three minutes, then overload; writes benchmarks/results/soak.json (slow)
+	$(BIN)/python -m benchmarks.load.soak
 
 .PHONY: fuzz
 fuzz: develop ## fuzz the HTTP schema and the UCX port (slow)
+	@$(PIP) --quiet -e '.[$(EXTRA),dev,fuzz]'
 	$(BIN)/python -m pytest -m slow -k fuzz $(TEST_ARGS)
 
 .PHONY: clean
