@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -72,7 +71,7 @@ def test_a_right_header_gives_the_layout_back(layout: DispatchLayout) -> None:
 )
 def test_a_wrong_header_is_refused_by_name(change: dict[str, int], words: str) -> None:
     layout = DispatchLayout(3, 64, 4, torch.bfloat16)
-    header = dataclasses.replace(header_of(layout), **change)
+    header = msgspec.structs.replace(header_of(layout), **change)
     with pytest.raises(ValueError, match=words):
         check_dispatch(header, hidden=64, dtype=torch.bfloat16, num_layers=2)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +47,7 @@ def test_garbage_raises_value_error_or_is_a_header(data: bytes) -> None:
 
 def packed(**fields: int) -> bytearray:
     buffer = bytearray(HEADER_BYTES)
-    pack_into(buffer, dataclasses.replace(Header(kind=Kind.DISPATCH), **fields))
+    pack_into(buffer, msgspec.structs.replace(Header(kind=Kind.DISPATCH), **fields))
     return buffer
 
 

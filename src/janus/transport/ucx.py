@@ -134,6 +134,7 @@ class Engine:
         self._quarantine: deque[tuple[float, object]] = deque()
         self._pump_due = False
         self._in_pump = False
+        self._begun = False
         self._closed = False
         self._fd: int = self.worker.epoll_file_descriptor
         loop.add_reader(self._fd, self.pump)
@@ -187,6 +188,7 @@ class Engine:
     def watch(self, request: Any, done: Callable[[Any], None], memory: object) -> None:
         """Call ``done(request)`` from the pump once the request is complete; hold ``memory`` until then."""
         self._pending.append((request, done, memory))
+        self._begun = True
         self.kick()
 
     def quarantine(self, *memory: object) -> None:
@@ -232,18 +234,24 @@ class Engine:
 
     def _progress(self) -> bool:
         """Return whether UCX will wake us; if not, there is more to do and others shall have their turn first."""
-        spin_until = time.perf_counter() + self.spin_s
+        spin_until = time.perf_counter() + self.spin_s if self.spin_s else 0.0
         budget = _MESSAGES_PER_TURN
         while budget > 0:
+            self._begun = False
             self.worker.progress()
             taken = self._take_messages()
             done = taken + self._complete_requests()
             if taken < _MESSAGES_PER_TURN:  # else there may be more of what a lost endpoint has brought
                 done += self._drop_lost()
             budget -= done
-            if done and self.spin_s:
-                spin_until = time.perf_counter() + self.spin_s
-            if not done and time.perf_counter() >= spin_until and self.worker.arm():
+            if self.spin_s:
+                now = time.perf_counter()
+                if done:
+                    spin_until = now + self.spin_s
+                if now < spin_until:
+                    continue
+            # What was begun meanwhile wants progress; what arrived meanwhile keeps UCX from being armed.
+            if not self._begun and taken < _MESSAGES_PER_TURN and self.worker.arm():
                 return True
         return False
 
