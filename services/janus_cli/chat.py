@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from janus.cluster.state import RunDirectory
@@ -28,11 +27,14 @@ def chat(options: ChatOptions) -> int:
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
             return 0
-        if line.strip():
-            try:
-                answer(base, history, line, sampling, turns=turns)
-            except JanusError as error:
-                print(f"error: {error}", file=sys.stderr)
+        if not line.strip():
+            continue
+        known = len(history)
+        try:
+            answer(base, history, line, sampling, turns=turns)
+        except (JanusError, KeyboardInterrupt) as error:
+            del history[known:]  # what was not answered was not said
+            print(f"\nerror: {error}" if str(error) else "\n[stopped]", file=sys.stderr)
 
 
 def answer(url: str, history: list[dict[str, str]], prompt: str, sampling: Sampling, *, turns: bool) -> Usage:
@@ -49,17 +51,12 @@ def answer(url: str, history: list[dict[str, str]], prompt: str, sampling: Sampl
     else:
         write(prompt)
         body = {"prompt": prompt, **sampling.body()}
-    usage = run_stream(url, "chat/completions" if turns else "completions", body, show)
+    usage = asyncio.run(stream(url, "chat/completions" if turns else "completions", body, show))
     if turns:
         history.append({"role": "assistant", "content": "".join(parts)})
     print()
     print(f"[{usage}]", file=sys.stderr)
     return usage
-
-
-def run_stream(url: str, path: str, body: dict[str, Any], show: Callable[[str], None]) -> Usage:
-    """``stream`` for callers without an event loop; Ctrl-C ends the answer, not the program."""
-    return asyncio.run(stream(url, path, body, show))
 
 
 def write(piece: str) -> None:

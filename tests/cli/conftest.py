@@ -40,9 +40,11 @@ class Up:
         (found,) = [child for child in self.children() if name in child.cmdline()]
         return found
 
-    def janus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def janus(self, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "janus_cli", *arguments]
-        return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        return subprocess.run(
+            command, env=self.environ, input=typed, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
 
     def told(self) -> str:
         return self.errors.read_text()

@@ -70,6 +70,17 @@ def test_chat_streams_an_answer_and_says_how_fast(cluster: Up) -> None:
     assert "tokens/s" in result.stderr
 
 
+def test_chat_reads_prompts_until_they_end(cluster: Up) -> None:
+    typed = "And it came to pass\n\nBlessed are they\n"
+    result = cluster.janus("chat", "--max-tokens", "4", typed=typed)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("4 tokens in") == 2
+    assert "Blessed are they" in result.stdout
+    turns = cluster.janus("chat", "--turns", "--max-tokens", "4", typed="Hello\nGo on\n")
+    assert turns.returncode == 0, turns.stderr
+    assert turns.stderr.count("4 tokens in") == 2, turns.stderr
+
+
 def test_a_name_is_served_once(cluster: Up) -> None:
     again = cluster.janus("up", "--model", str(MODEL), "--port", "0")
     assert again.returncode == 2
