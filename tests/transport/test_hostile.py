@@ -30,6 +30,7 @@ from tests.transport.helpers import (
     eventually,
     identity,
     linked,
+    post,
     serving,
 )
 
@@ -265,3 +266,31 @@ async def test_a_cancelled_connect_leaves_nothing_behind(kind: TransportKind) ->
         link = await dial(kind, server.listener.port, Recorder())
         await eventually(lambda: len(server.listener.links) == 1)
         await link.close("done")
+
+
+@pytest.mark.parametrize("size", [200_000, 2 << 20, 64 << 20])
+async def test_a_payload_over_the_limit_is_refused_unread(kind: TransportKind, size: int) -> None:
+    """Also where UCX has only announced it: the sender waits for us to fetch what we never will."""
+    client, server = Recorder(), Recorder()
+    small = LinkOptions(max_payload=100_000)
+    async with beside_a_live_link(kind), linked(kind, client, server, server_options=small) as (link, _):
+        post(link, bytes(size))
+        await server.until(lambda: bool(server.closed))
+        await client.until(lambda: bool(client.closed))
+        assert isinstance(server.closed[0], ProtocolViolation) and "exceeds the limit" in str(server.closed[0])
+        assert server.frames == []
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 4 << 20])
+async def test_ucx_messages_under_an_unknown_tag_are_dropped(size: int) -> None:
+    from janus.transport.ucx import Engine
+
+    async with beside_a_live_link("ucx") as server:
+        stranger = Stranger(await transport("ucx").connect(HOST, server.listener.port, timeout_s=5))
+        engine = Engine.acquire()
+        stranger.wire._send_tag = engine.api.UCXXTag(12345)  # type: ignore[attr-defined]
+        for _ in range(20):
+            stranger.send(bytes(size))
+        await eventually(lambda: not engine._pending)
+        engine.release()
+        stranger.wire.close()
