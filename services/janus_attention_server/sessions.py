@@ -50,20 +50,26 @@ class Sessions:
         if engine is None:
             session.send([_starting(message)], kv_usage=0.0)
             return
+        if message.request_id in self._owner:
+            # Refused here: the engine's refusal would go to the owner, and end his request.
+            session.send([_in_use(message)], kv_usage=0.0)
+            return
         self._owner[message.request_id] = session
         engine.submit(message)
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a request."""
+    def cancel(self, session: GatewaySession, request_id: str) -> None:
+        """Forget a request of ``session``; nothing if it has ended, or is another one's."""
         engine = self._engine()
-        if self._owner.pop(request_id, None) is not None and engine is not None:
-            engine.cancel(request_id)
+        if self._owner.get(request_id) is session:
+            del self._owner[request_id]
+            if engine is not None:
+                engine.cancel(request_id)
 
     def close(self, session: GatewaySession) -> None:
         """Nobody waits for the requests of ``session`` any more."""
         self._open.discard(session)
         for request_id in [known for known, owner in self._owner.items() if owner is session]:
-            self.cancel(request_id)
+            self.cancel(session, request_id)
 
     def deliver(self, deltas: list[TokenDelta], *, kv_usage: float) -> None:
         """Send each delta to the gateway of its request; those of cancelled requests are dropped."""
@@ -131,7 +137,7 @@ class GatewaySession:
             case Submit():
                 self._sessions.submit(self, message)
             case Cancel():
-                self._sessions.cancel(message.request_id)
+                self._sessions.cancel(self, message.request_id)
             case _:
                 log.warning("unexpected_message", peer=self.name, message=type(message).__name__)
 
@@ -148,13 +154,25 @@ class GatewaySession:
 
 
 def _starting(message: Submit) -> TokenDelta:
+    problem = "the attention instance is still loading the model"
+    return _refusal(message, status=503, code="starting", problem=problem, retry_after_s=1.0)
+
+
+def _in_use(message: Submit) -> TokenDelta:
+    problem = f"request id {message.request_id!r} is in use"
+    return _refusal(message, status=400, code="invalid_request", problem=problem)
+
+
+def _refusal(
+    message: Submit, *, status: int, code: str, problem: str, retry_after_s: float | None = None
+) -> TokenDelta:
     return TokenDelta(
         request_id=message.request_id,
         index=len(message.emitted_ids),
         token_ids=[],
         finish_reason="error",
-        status=503,
-        code="starting",
-        problem="the attention instance is still loading the model",
-        retry_after_s=1.0,
+        status=status,
+        code=code,
+        problem=problem,
+        retry_after_s=retry_after_s,
     )
