@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,7 @@ class Client:
             _take(answer, event)
         return answer
 
-    async def events(self, prompt: Prompt, *, answer: Answer | None = None, **fields: Any) -> AsyncIterator[Any]:
+    async def events(self, prompt: Prompt, *, answer: Answer | None = None, **fields: Any) -> AsyncGenerator[Any]:
         """The events of a stream as they come, up to ``[DONE]``. Status and a refusal go into ``answer``."""
         answer = answer or Answer(status=0)
         body = _body(prompt, fields) | {"stream": True}
@@ -86,7 +86,9 @@ class Client:
 
 def _body(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
     given = prompt if isinstance(prompt, str) else list(prompt)
-    return {"prompt": given, "temperature": 0, "ignore_eos": True, "max_tokens": 64} | fields
+    # A checkpoint's generation_config.json may bring other defaults.
+    plain = {"temperature": 0, "top_p": 1, "top_k": 0, "repetition_penalty": 1, "ignore_eos": True, "max_tokens": 64}
+    return {"prompt": given, **plain, **fields}
 
 
 def _take(answer: Answer, event: dict[str, Any]) -> None:

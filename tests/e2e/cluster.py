@@ -136,7 +136,7 @@ class Cluster:
     def children(self) -> list[psutil.Process]:
         """The instances' processes."""
         try:
-            found = psutil.Process(self.process.pid).children(recursive=True)
+            found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             found = []
         self.seen.update(found)
@@ -173,7 +173,7 @@ class Cluster:
 
     def wait_gone(self, within_s: float) -> list[psutil.Process]:
         """Return the processes of it that are still there after ``within_s``."""
-        _, alive = psutil.wait_procs(list(self.seen), timeout=within_s)
+        alive: list[psutil.Process] = psutil.wait_procs(list(self.seen), timeout=within_s)[1]
         return alive
 
     def close(self) -> None:
