@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
+import torch
 
 from janus.config.options import ExpertOptions
 from janus.messages.control import Identity, LoadPlacement, PlacementLoaded, Refused
@@ -53,7 +54,9 @@ class Stepping:
         )
         self._on_listening(self._listener.port)
         try:
-            await asyncio.get_running_loop().create_future()
+            # Entered once: the mode belongs to the thread, and everything on this loop is inference.
+            with torch.inference_mode():
+                await asyncio.get_running_loop().create_future()
         finally:
             await self._listener.close()
             engine.close()

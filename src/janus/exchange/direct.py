@@ -149,19 +149,17 @@ class DirectExchange:
             raise InstanceLost("no placement covers every expert")
         started = time.perf_counter_ns()
         assignment = self._scheduler(topk_ids_TK.cpu().numpy(), placement, layer)
-        instance_TK, slot_TK = np.divmod(assignment.phys_ids, placement.slots_per_instance)
         scheduled = time.perf_counter_ns()
 
         loop = asyncio.get_running_loop()
         receipt = DirectReceipt(layer, x_TH.shape, x_TH.device, 0, loop.create_future())
         weights_TK = topk_weights_TK.cpu().numpy()
         try:
-            for index, name in enumerate(placement.instances):
-                self._activated[name][layer] = int(assignment.load[index])
-                if not assignment.load[index]:
-                    continue
-                slots_TK = np.where(instance_TK == index, slot_TK, -1)
-                self._post(receipt, name, placement.epoch, x_TH=x_TH, slots_TK=slots_TK, weights_TK=weights_TK)
+            for index, (name, activated) in enumerate(zip(placement.instances, assignment.load.tolist(), strict=True)):
+                self._activated[name][layer] = activated
+                if activated:
+                    slots_TK = _slots_of(assignment.phys_ids, index, placement.slots_per_instance)
+                    self._post(receipt, name, placement.epoch, x_TH=x_TH, slots_TK=slots_TK, weights_TK=weights_TK)
         except LinkError as error:
             self._forget(receipt)
             raise InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,)) from error
@@ -312,6 +310,14 @@ class DirectExchange:
     async def close(self) -> None:
         for receipt, _ in list(self._pending.values()):
             self._fail(receipt, InstanceLost("the exchange is closing"))
+
+
+def _slots_of(phys_TK: npt.NDArray[np.int32], index: int, slots_per_instance: int) -> npt.NDArray[np.int32]:
+    """Return int32[T, K]: the slots of instance ``index`` among physical ids, -1 for those of other instances."""
+    slots_TK = phys_TK - np.int32(index * slots_per_instance)
+    # Seen as unsigned, the ids of lower instances are huge: one comparison finds both sides.
+    slots_TK[slots_TK.view(np.uint32) >= slots_per_instance] = -1
+    return slots_TK
 
 
 def _sum(parts: list[_Part], shape: torch.Size, device: torch.device) -> torch.Tensor:
