@@ -29,7 +29,7 @@ from janus.messages.control import Identity
 from janus.transport import InFrame, Kind, Link, TransportKind, connect, listen
 from janus.transport.buffers import Buffer
 from janus.transport.endpoint import transport
-from janus.transport.frame import HEADER_BYTES
+from janus.transport.frame import HEADER_BYTES, pack_fields
 from janus.transport.wire import Wire
 
 HOST = "127.0.0.1"
@@ -135,8 +135,6 @@ async def ping_wire(kind: TransportKind, port: int, rounds: Callable[[int], int]
         rtt[str(size)] = []
         buffer = wire.pool.take(HEADER_BYTES + size)
         if kind == "tcp":  # the only wire that looks into the header, for the length
-            from janus.transport.frame import pack_fields
-
             pack_fields(buffer.view, Kind.DISPATCH, 0, size)
         end.buffer = buffer
         for _ in range(rounds(size)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -294,3 +295,37 @@ async def test_ucx_messages_under_an_unknown_tag_are_dropped(size: int) -> None:
         await eventually(lambda: not engine._pending)
         engine.release()
         stranger.wire.close()
+
+
+async def test_a_listener_out_of_descriptors_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections wait in the backlog meanwhile; the loop does not spin."""
+    from janus.transport import tcp
+
+    class Exhausted:
+        attempts = 0
+
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._sock, name)
+
+        def accept(self) -> tuple[socket.socket, object]:
+            self.attempts += 1
+            if self.attempts == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self._sock.accept()
+
+    accepted = []
+    monkeypatch.setattr(tcp, "_ACCEPT_PAUSE_S", 0.05)
+    with structlog.testing.capture_logs() as logs:
+        listener = await transport("tcp").listen(HOST, 0, accepted.append)
+        exhausted = Exhausted(listener._sock)  # type: ignore[attr-defined]
+        listener._sock = exhausted  # type: ignore[attr-defined]
+        wire = await transport("tcp").connect(HOST, listener.port, timeout_s=5)
+        await eventually(lambda: bool(accepted))
+        assert exhausted.attempts <= 3
+        assert [entry["event"] for entry in logs] == ["accept_failed"]
+        for end in (wire, *accepted):
+            end.close()
+        listener.close()

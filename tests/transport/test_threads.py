@@ -69,6 +69,12 @@ async def test_frames_may_be_released_from_another_thread(kind: TransportKind) -
             await eventually(lambda: other.stats().held == 0)
 
 
+async def test_posting_from_another_thread_is_refused() -> None:
+    async with linked("inproc", Recorder(), Recorder()) as (link, _):
+        with pytest.raises(RuntimeError, match="belongs to another thread"):
+            await asyncio.to_thread(link.post_message, Leave(reason="x"))
+
+
 @pytest.mark.parametrize("loops", [3])
 def test_engines_end_with_their_loops(loops: int) -> None:
     from janus.transport.ucx import Engine

@@ -219,6 +219,9 @@ class Link:
         return await self._calls.answer(request_id, type(message).__name__, deadline=deadline, timeout_s=timeout_s)
 
     def _require_credit(self) -> None:
+        if threading.get_ident() != self._thread:
+            # UCX would not say so; it would corrupt its memory.
+            raise RuntimeError(f"{self!r} belongs to another thread; hand the frame to its loop instead")
         if self._ending is not None:
             raise again(self._ending)
         if self._out.credits <= 0:
@@ -302,9 +305,10 @@ class Link:
 
     def _taken(self) -> None:
         """Count one frame as taken; tell the peer now and then when no other frame does."""
+        if self._loop.is_closed():
+            return
         if threading.get_ident() != self._thread:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._taken)
+            self._loop.call_soon_threadsafe(self._taken)
         elif self._in.take() and self._ending is None:
             self._send(Kind.CREDIT)
 

@@ -7,6 +7,7 @@ a large frame is received straight into its own buffer, and it is always known w
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 _STAGING_BYTES = 256 << 10
 #: Reads per readiness event, so that one busy peer cannot starve the rest of the loop.
 _READS_PER_EVENT = 16
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_PAUSE_S = 0.5
 
 
 class TcpWire:
@@ -192,14 +195,22 @@ class TcpListener:
             self._loop.remove_reader(self._sock)
             self._sock.close()
 
+    def _resume(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._on_readable)
+
     def _on_readable(self) -> None:
         while True:
             try:
                 sock, (host, port, *_) = self._sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:  # out of descriptors, or the peer is gone already; live wires are not concerned
-                log.warning("accept_failed", port=self._port, error=str(error))
+            except OSError as error:
+                log.warning("accept_failed", port=self._port, problem=str(error))
+                if error.errno in _OUT_OF_RESOURCES:
+                    # The connection stays in the backlog and the socket readable: to try at once is to spin.
+                    self._loop.remove_reader(self._sock)
+                    self._loop.call_later(_ACCEPT_PAUSE_S, self._resume)
                 return
             self._on_wire(TcpWire(sock, f"{host}:{port}"))
 
