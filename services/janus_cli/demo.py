@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
+import shutil
 import sys
 import time
 
@@ -101,7 +103,13 @@ def _free_port(wanted: int) -> int:
     return 0
 
 
+def _janus() -> str:
+    """How to call this program from where the user is: it may not be on the PATH."""
+    return "janus" if shutil.which("janus") else os.path.relpath(sys.argv[0])
+
+
 def _next_steps(url: str, options: DemoOptions) -> str:
+    janus = _janus()
     prompt = options.prompt
     request = {"prompt": prompt, "max_tokens": 80, "temperature": 0.75, "stream": True}
     return f"""
@@ -119,6 +127,6 @@ or with the openai client:
   for part in client.completions.create(model=model, prompt={prompt!r}, max_tokens=80, stream=True):
       print(part.choices[0].text, end="", flush=True)
 
-A cluster that stays:  janus up --model {options.model} --attention 1 --experts 2
-Then, elsewhere:       janus status --layers,  janus chat,  janus down
+A cluster that stays:  {janus} up --model {options.model} --attention 1 --experts 2
+Then, elsewhere:       {janus} status --layers,  {janus} chat,  {janus} down
 """

@@ -33,13 +33,21 @@ def status(options: StatusOptions) -> int:
         print(msgspec.json.format(msgspec.json.encode({"report": report, "problems": found}), indent=2).decode())
         return 1 if found else 0
     console.print(instances_table(report))
-    placement = report.view.placement
-    console.print(f"placement epoch: {placement.epoch if placement else 'none yet: experts are missing or loading'}")
+    console.print(f"placement epoch: {_epoch(report)}")
     if options.layers:
         show_layers(console, report)
     for line in found:
         console.print(f"[yellow]![/yellow] {line}")
     return 1 if found else 0
+
+
+def _epoch(report: StatusReport) -> str:
+    if report.view.placement is not None:
+        return str(report.view.placement.epoch)
+    expected = [*report.view.missing, *(member.instance for member in report.view.members if member.role == "expert")]
+    if any(name.startswith("expert") for name in expected):
+        return "none yet: experts are missing or loading"
+    return "none: experts are in the attention instances (monolithic)"
 
 
 def instances_table(report: StatusReport) -> Table:

@@ -87,6 +87,15 @@ def test_a_name_is_served_once(cluster: Up) -> None:
     assert again.stderr.startswith("error: --name: cluster 'default' is already running; run janus down")
 
 
+def test_a_taken_port_is_refused_before_anything_starts(cluster: Up) -> None:
+    port = cluster.url.rpartition(":")[2]
+    second = cluster.janus("up", "--model", str(MODEL), "--port", port, "--name", "second")
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"error: --port: {port} taken by ")
+    assert f"--port {int(port) + 1}" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+
 def test_doctor_says_who_has_the_port(cluster: Up) -> None:
     port = cluster.url.rpartition(":")[2]
     result = cluster.janus("doctor", "--port", port, "--model", str(MODEL), "--json")

@@ -22,6 +22,8 @@ from janus.messages.control import Role
 
 _TAIL_LINES = 15
 _MAX_EXITS = 4096
+#: A log line may hold a traceback as JSON.
+_MAX_LINE_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -129,6 +131,7 @@ class LocalLauncher:
                 stderr=PIPE if self._echo else sink,
                 env=child_environment(spec.role, spec.threads, secret=self._secret, base=self._environ),
                 start_new_session=True,
+                limit=_MAX_LINE_BYTES,
             )
             announced = asyncio.get_running_loop().create_future()
             child = _Child(spec, process, log, announced)

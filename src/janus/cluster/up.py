@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from janus.cluster.checks.network import check_port
 from janus.cluster.environment import fixed_options, usable_cores
 from janus.cluster.instances import plan_instances
 from janus.cluster.local import LocalLauncher
@@ -31,11 +32,14 @@ async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str
     SIGINT or SIGTERM ends the start or the session and drains; a second one ends everything by force.
 
     Raises:
-        ConfigError: the model directory is none, or a cluster of this name runs already.
+        ConfigError: the model directory is none, the port is taken, or a cluster of this name runs already.
         LaunchError: an instance did not start.
     """
     if not (options.model / "config.json").is_file():
         raise ConfigError("--model", f"{options.model} has no config.json", "give a Hugging Face model directory")
+    port = check_port(options.host, options.port)
+    if port.level == "problem":
+        raise ConfigError("--port", f"{options.port} {port.detail}", port.remedy)
     tables = load_config(config) if config else {}
     secret = secrets.token_urlsafe(32)
     specs = plan_instances(options, cores=usable_cores(), fixed=fixed_options(os.environ, tables))
