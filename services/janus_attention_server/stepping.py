@@ -23,6 +23,7 @@ from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.experts import ExpertBank
 from janus.model.kv_cache import PagedKVCache
+from janus.runtime import garbage
 from janus.runtime.attention_engine import AttentionEngine, StepNews
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.listening import listen_as
@@ -92,6 +93,7 @@ class Stepping:
                 publish=self._publish,
             )
             self._dial_experts()
+            garbage.settle()
             try:
                 await self.engine.run()
             finally:

@@ -11,6 +11,7 @@ import structlog
 from janus.config.options import ExpertOptions
 from janus.messages.control import ClusterView, Heartbeat, LoadPlacement, PlacementLoaded, Register
 from janus.model.checkpoint import Checkpoint
+from janus.runtime import garbage
 from janus.runtime.model_server import ModelServer
 from janus.runtime.service import ServiceContext
 from janus_expert_server.metrics import EngineCollector
@@ -100,6 +101,7 @@ class ExpertServer(ModelServer):
         if result.error:
             self.context.health.set("joining", f"epoch {result.epoch}: {result.error}")
         else:
+            garbage.settle()
             self.context.health.set("ready")
         log.info("health_changed", **self.context.health.report())
         self.client.placement_loaded(result)

@@ -11,6 +11,7 @@ from janus.config.options import GatewayOptions
 from janus.core.admission import Admission, AdmissionConfig
 from janus.errors import Unavailable
 from janus.messages.control import ClusterView, Heartbeat, LoadPlacement, Register
+from janus.runtime import garbage
 from janus.runtime.cluster_client import ClusterClient
 from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.peers import PeerSet
@@ -87,6 +88,7 @@ class GatewayService:
             for server in servers:
                 await server.start()
             context.announce(port=self._http_port, ops_port=self._ops_port, http_port=self._http_port)
+            garbage.settle()
             self._update_health()
             self._client.start()
             await context.stop.wait()
