@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import sys
+import threading
+import time
 
 from janus.runtime.parent import end_with_parent
 
@@ -22,11 +25,33 @@ def main() -> None:
     if not name.startswith("silent"):
         secret = os.environ["JANUS_SECRET"]
         assert secret not in " ".join(sys.argv)
+        port = int(options.get("--port", "1234"))
+        line = {"event": "listening", "port": port, "ops_port": 5678}
+        if name.startswith("gateway"):
+            line["http_port"] = serve_ready(int(options["--http-port"]))
         print("a stray line on stdout", flush=True)
-        print(json.dumps({"event": "listening", "port": 1234, "ops_port": 5678, "argv": sys.argv}), flush=True)
+        print(json.dumps(line), flush=True)
     if name.startswith("stubborn"):
         signal.sigwait({signal.SIGUSR1})
     signal.sigwait({signal.SIGTERM})
+    print("stopped at", time.monotonic_ns(), file=sys.stderr, flush=True)
+
+
+class Ready(http.server.BaseHTTPRequestHandler):
+    """Answers every GET with 200, as a gateway does whose cluster serves."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the log is the test's."""
+
+
+def serve_ready(port: int) -> int:
+    server = http.server.HTTPServer(("127.0.0.1", port), Ready)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return int(server.server_address[1])
 
 
 if __name__ == "__main__":

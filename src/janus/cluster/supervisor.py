@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from janus.cluster.groups import one_error
 from janus.cluster.instances import STOP_ORDER, Exited, InstanceSpec, Started
 from janus.cluster.launcher import Launcher
 from janus.cluster.local import describe_status, port_arguments
@@ -74,14 +75,13 @@ class Supervisor:
         deadline = asyncio.get_running_loop().time() + self.options.start_timeout_s
         controller, *others = self.specs
         await self._start(controller)
-        async with asyncio.TaskGroup() as group:
-            for spec in others:
-                group.create_task(self._start(self._joined(spec)), name=f"start[{spec.name}]")
+        with one_error():
+            async with asyncio.TaskGroup() as group:
+                for spec in others:
+                    group.create_task(self._start(self._joined(spec)), name=f"start[{spec.name}]")
         self._write_state()
-        async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(self._fail_on_exit(), name="watch-start")
-            await self._until_ready(deadline)
-            watcher.cancel()
+        with one_error():
+            await self._watch_until_ready(deadline)
 
     async def keep(self) -> None:
         """Run until cancelled; instances that end are told by name, and restarted when the options say so."""
@@ -110,6 +110,12 @@ class Supervisor:
         failures = self._lives[spec.name].failures if spec.name in self._lives else 0
         self._lives[spec.name] = _Life(spec, started, now, failures)
         self.tell(f"{spec.name} listens on port {started.port} (pid {started.pid})")
+
+    async def _watch_until_ready(self, deadline: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            watcher = group.create_task(self._fail_on_exit(), name="watch-start")
+            await self._until_ready(deadline)
+            watcher.cancel()
 
     def _joined(self, spec: InstanceSpec) -> InstanceSpec:
         """``spec`` with the controller's address in its arguments."""

@@ -14,13 +14,14 @@ from typing import Any
 
 from janus.cluster.checks.network import check_port
 from janus.cluster.environment import fixed_options, usable_cores
+from janus.cluster.groups import one_error
 from janus.cluster.instances import plan_instances
 from janus.cluster.local import LocalLauncher
 from janus.cluster.state import RunDirectory
 from janus.cluster.supervisor import Supervisor
 from janus.config import UpOptions
 from janus.config.sources import load_config
-from janus.errors import ConfigError, JanusError
+from janus.errors import ConfigError
 
 #: Called once the cluster serves, with the supervisor; the cluster stops when it returns.
 Session = Callable[[Supervisor], Awaitable[None]]
@@ -89,20 +90,9 @@ async def _until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
         await asyncio.wait({task, waiter})
     if task.cancelled():
         return False
-    _raise_first(task.exception())
+    with one_error():
+        task.result()
     return finished
-
-
-def _raise_first(error: BaseException | None) -> None:
-    """Raise ``error``; of a group, its first JanusError, since each names one cause and the user needs one."""
-    if isinstance(error, BaseExceptionGroup):
-        matching = error.subgroup(JanusError)
-        inner: BaseException = matching if matching is not None else error
-        while isinstance(inner, BaseExceptionGroup):
-            inner = inner.exceptions[0]
-        raise inner from error
-    if error is not None:
-        raise error
 
 
 @contextlib.contextmanager
