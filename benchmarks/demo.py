@@ -1,7 +1,7 @@
 """``python -m benchmarks.demo``: time ``make demo`` as a newcomer runs it, from a fresh clone in a new environment.
 
 Writes benchmarks/results/demo.json: seconds until the installation is done, until the cluster serves, and until the
-text, the table and the stop are done; and the transcript. Nothing of the clone stays.
+text, the table and the stop are done; and the transcript, which it copies into README.md. Nothing of the clone stays.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.serving.machine import commit, hardware
 
 REPOSITORY = Path(__file__).parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
+README = REPOSITORY / "README.md"
+_WIDTH = 116
+BEGIN, END = "<!-- demo.json: begin -->\n", "<!-- demo.json: end -->\n"
 
 
 def main() -> int:
@@ -65,8 +70,28 @@ def main() -> int:
     }
     if status == 0:
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        before, _, rest = README.read_text().partition(BEGIN)
+        README.write_text(before + BEGIN + render(result) + END + rest.partition(END)[2])
         print(f"written: {RESULT}", file=sys.stderr)
     return status
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the transcript and the times as Markdown, for README.md."""
+    machine = result["hardware"]
+    transcript = "\n".join(_wrapped(line) for line in result["transcript"]).strip()
+    return (
+        f"```text\n{transcript}\n```\n\n"
+        f"In a fresh clone and a new environment this took {result['done_s']:.0f} s: {result['installed_s']:.0f} s to "
+        f"install, {result['ready_s'] - result['installed_s']:.0f} s until the cluster served, the rest to write, show "
+        f"and stop\n(`make demo` on {machine['cores_used']} cores of {machine['cpu']}, packages from a local index, "
+        f"load average {result['load_average_before']:g} before; commit {result['commit']}, {result['date'][:10]}).\n"
+    )
+
+
+def _wrapped(line: str) -> str:
+    """Prose lines as wide as the page; commands and tables as they are."""
+    return line if len(line) <= _WIDTH or line.startswith(" ") else textwrap.fill(line, _WIDTH)
 
 
 if __name__ == "__main__":
