@@ -15,15 +15,17 @@ import structlog
 from janus.core.admission import Admission
 from janus.errors import LinkError, RequestError, Unavailable
 from janus.messages import Message
-from janus.messages.control import Cancel, ClusterView, Submit, TokenDelta, Tokens
+from janus.messages.control import ClusterView, Submit, TokenDelta, Tokens
 from janus.transport.link import InFrame, Link
 from janus_gateway.generation import PoolGeneration, Track
+from janus_gateway.instances import AttentionInstances
 from janus_gateway.metrics import GatewayMetrics
-from janus_gateway.outbox import Outbox
 from janus_gateway.sequences import Sequence, TokenGap
 
 log = structlog.get_logger()
 
+#: A sequence that has lost its instance this often is given up: it may be what kills them.
+_MAX_ATTEMPTS = 8
 #: Refusals of an instance that another instance would not give.
 _ELSEWHERE = frozenset({"draining", "starting"})
 
@@ -41,14 +43,12 @@ class AttentionPool:
     """``Backend`` of the HTTP half and link handler of the links to the attention instances."""
 
     def __init__(self, *, admission: Admission, metrics: GatewayMetrics, recovery_timeout_s: float) -> None:
-        self._links: Mapping[str, Link] = {}
         self._admission = admission
+        self._instances = AttentionInstances(admission)
         self._metrics = metrics
         self._recovery_timeout_s = recovery_timeout_s
-        self._outboxes: dict[Link, Outbox] = {}
         self._tracks: dict[str, Track] = {}
         self._orphans: dict[Track, asyncio.TimerHandle] = {}
-        self._attention: frozenset[str] = frozenset()
         self._kv_usage: dict[str, float] = {}
         self._tokens = 0
         self._idle = asyncio.Event()
@@ -56,8 +56,8 @@ class AttentionPool:
         metrics.refresh = self._refresh_metrics
 
     def use_links(self, links: Mapping[str, Link]) -> None:
-        """Set the links that are up, by instance name: a live dict, kept by its owner (``PeerSet``), read here."""
-        self._links = links
+        """See ``AttentionInstances.use_links``; for the start, once."""
+        self._instances.use_links(links)
 
     # -- Backend -------------------------------------------------------------------------------------------------
 
@@ -70,17 +70,12 @@ class AttentionPool:
             for index, request in enumerate(requests):
                 sequence = Sequence(request_id=request.request_id, prompt_ids=request.prompt_ids, params=request.params)
                 track = Track(sequence=sequence, generation=generation, index=index, arrived_at=arrived_at)
-                instance = self._admission.admit(
-                    request.request_id,
-                    prompt_tokens=len(request.prompt_ids),
-                    max_tokens=request.params.max_tokens,
-                    now=arrived_at,
-                )
                 tracks.append(track)
-                self._post_or_move(track, instance)
+                self._instances.admit(track)
+                self._tracks[sequence.wire_id] = track
         except RequestError:
             for track in tracks:
-                self._cancel_there(track)
+                self._instances.cancel(track)
                 self._forget(track)
             raise
         for track in tracks:
@@ -98,12 +93,7 @@ class AttentionPool:
 
     def problems(self) -> list[str]:
         """Why requests cannot be served now; empty when they can."""
-        problem = self._admission.why_not_ready
-        if problem:
-            return [problem]
-        if not any(name in self._links for name in self._attention):
-            return [f"no link to an attention instance yet; waiting for {', '.join(sorted(self._attention))}"]
-        return []
+        return self._instances.problems()
 
     @property
     def in_flight(self) -> int:
@@ -123,9 +113,8 @@ class AttentionPool:
 
     def on_view(self, view: ClusterView) -> None:
         """Follow the cluster; what was waiting for an instance may have one now."""
-        self._admission.update(view)
-        self._attention = frozenset(m.instance for m in view.members if m.role == "attention" and m.state == "ready")
-        self._kv_usage = {name: usage for name, usage in self._kv_usage.items() if name in self._attention}
+        self._instances.on_view(view)
+        self._kv_usage = {name: usage for name, usage in self._kv_usage.items() if name in self._instances.ready}
         self.retry_orphans()
 
     def retry_orphans(self) -> None:
@@ -153,9 +142,7 @@ class AttentionPool:
 
     def on_closed(self, link: Link, error: LinkError) -> None:
         """Move what ran behind this link."""
-        outbox = self._outboxes.pop(link, None)
-        if outbox is not None:
-            outbox.close()
+        self._instances.drop(link)
         name = link.peer.instance
         lost = [track for track in self._tracks.values() if track.link is link]
         if lost:
@@ -172,7 +159,7 @@ class AttentionPool:
             token_ids, logprobs = sequence.accept(delta)
         except TokenGap as error:
             log.error("tokens_lost", request_id=sequence.wire_id, problem=str(error))
-            self._cancel_there(track)
+            self._instances.cancel(track)
             self._detach(track)
             self._orphan(track, avoid=())
             return
@@ -206,17 +193,17 @@ class AttentionPool:
 
     def finish(self, track: Track) -> None:
         """The answer is complete before the instance knows: stop it there."""
-        self._cancel_there(track)
+        self._instances.cancel(track)
         self._end(track, "stop")
 
     def cancel(self, track: Track) -> None:
         """Nobody wants the answer any more."""
-        self._cancel_there(track)
+        self._instances.cancel(track)
         self._end(track, "abort")
 
     def _fail(self, track: Track, error: RequestError) -> None:
         """One sequence that cannot be finished ends its whole generation."""
-        self._cancel_there(track)
+        self._instances.cancel(track)
         self._end(track, "error")
         track.generation.fail(error)
 
@@ -237,7 +224,7 @@ class AttentionPool:
         if not self._tracks and not self._orphans:
             self._idle.set()
 
-    # -- instances -----------------------------------------------------------------------------------------------
+    # -- recovery ------------------------------------------------------------------------------------------------
 
     def _orphan(self, track: Track, avoid: Collection[str]) -> None:
         """``track`` has lost its instance: resume it elsewhere, now or within the recovery timeout."""
@@ -245,13 +232,16 @@ class AttentionPool:
             track.generation.add(track.index, [], [], "length")
             self._end(track, "length")
             return
-        loop = asyncio.get_running_loop()
         problem = Unavailable(
             f"attention instance {track.instance} was lost, and no other one took the request over within "
             f"{self._recovery_timeout_s:g} s",
             code="instance_lost",
             retry_after_s=1.0,
         )
+        if track.sequence.attempt >= _MAX_ATTEMPTS:
+            self._fail(track, problem)
+            return
+        loop = asyncio.get_running_loop()
         self._orphans[track] = loop.call_later(self._recovery_timeout_s, self._fail, track, problem)
         self._resubmit(track, avoid)
 
@@ -259,11 +249,12 @@ class AttentionPool:
         sequence, lost = track.sequence, track.instance
         sequence.attempt += 1
         try:
-            self._move(track, set(avoid))
+            self._instances.move(track, avoid=avoid)
         except RequestError as error:
             sequence.attempt -= 1
             log.info("request_waits", request_id=sequence.request_id, problem=error.message)
             return
+        self._tracks[sequence.wire_id] = track
         self._orphans.pop(track).cancel()
         self._metrics.resubmitted.inc()
         log.info(
@@ -274,54 +265,10 @@ class AttentionPool:
             tokens=len(sequence.emitted_ids),
         )
 
-    def _post_or_move(self, track: Track, instance: str) -> None:
-        if not self._post(track, instance):
-            self._move(track, {instance})
-
-    def _move(self, track: Track, avoid: set[str]) -> None:
-        """Raises Unavailable when no instance takes the sequence."""
-        avoid |= self._attention - self._links.keys()
-        sequence = track.sequence
-        while True:
-            resumed = sequence.known_tokens
-            instance = self._admission.move(sequence.request_id, avoid=avoid, resumed_tokens=resumed)
-            if self._post(track, instance):
-                return
-            avoid.add(instance)
-
-    def _post(self, track: Track, instance: str) -> bool:
-        link = self._links.get(instance)
-        if link is None or link.closed:
-            return False
-        try:
-            self._outbox(link).post(track.sequence.submit())
-        except LinkError as error:
-            log.warning("submit_failed", peer=instance, problem=error.problem)
-            return False
-        track.link, track.instance = link, instance
-        self._tracks[track.sequence.wire_id] = track
-        return True
-
     def _detach(self, track: Track) -> None:
         if self._tracks.get(track.sequence.wire_id) is track:
             del self._tracks[track.sequence.wire_id]
         track.link = None
-
-    def _cancel_there(self, track: Track) -> None:
-        if track.link is not None and not track.link.closed:
-            try:
-                self._outbox(track.link).post(Cancel(request_id=track.sequence.wire_id))
-            except LinkError as error:
-                # The instance drops everything of this gateway when the link goes, and this one is as good as gone.
-                log.warning("cancel_failed", peer=track.instance, problem=error.problem)
-
-    def _outbox(self, link: Link) -> Outbox:
-        outbox = self._outboxes.get(link)
-        if outbox is None:
-            # A submit and a cancel for each sequence that may be there.
-            waiting = 2 * self._admission.config.max_requests
-            outbox = self._outboxes[link] = Outbox(link, max_waiting=waiting)
-        return outbox
 
     def stats(self) -> PoolStats:
         """A snapshot for heartbeats and metrics."""
@@ -335,7 +282,7 @@ class AttentionPool:
         metrics.recovering.set(len(self._orphans))
         metrics.outstanding.set(self._admission.stats().tokens)
         metrics.kv_usage.set(max(self._kv_usage.values(), default=0.0))
-        metrics.instances.set(len(self._attention & self._links.keys()))
+        metrics.instances.set(len(self._instances.linked))
 
 
 def _error_of(delta: TokenDelta) -> RequestError:

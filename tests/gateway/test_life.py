@@ -213,6 +213,23 @@ async def test_a_draining_instance_hands_its_requests_over(pair: EchoCluster) ->
     assert len(leaving.submitted) == 2
 
 
+async def test_a_request_that_loses_every_instance_is_given_up(cluster: EchoCluster) -> None:
+    """It may be what kills them."""
+    cluster.first.allow(0)
+    stream = Stream(cluster)
+    for attempt in range(9):
+
+        def arrived(wanted: int = attempt + 1) -> bool:
+            return len(cluster.first.submitted) == wanted
+
+        await cluster.first.until(arrived)
+        for link in list(cluster.peers.links.values()):
+            link.abort("crashed again")
+    await stream.task
+    assert stream.status == 503
+    assert len(cluster.first.submitted) == 9
+
+
 async def test_an_engine_failure_ends_the_stream_with_an_error_event(cluster: EchoCluster) -> None:
     cluster.first.allow(5)
     stream = Stream(cluster)
