@@ -133,7 +133,7 @@ def _engines(
             arguments = ["--attention", "1", *clusters[name], "--threads", str(given.threads)]
             yield JanusEngine(name, checkpoint, client, log, dtype=dtype, arguments=arguments)
         elif name == "transformers":
-            yield TransformersEngine(checkpoint, log, dtype=dtype, cores=cores, choose=not given.quick)
+            yield TransformersEngine(checkpoint, log, dtype=dtype, cores=cores, rehearsal=given.quick)
         elif name in _not_installed(given, checkpoint, dtype):
             continue
         elif name == "vllm":

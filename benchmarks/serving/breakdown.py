@@ -15,9 +15,9 @@ _STEP_PARTS = ("plan", "embed", "attention", "gate", "dense", "logits", "sample"
 def step_breakdown(run: Run) -> dict[str, float]:
     """Return microseconds per step by part; the parts from ``plan`` to ``rest`` add up to ``step``.
 
-    ``step`` is the time per output token that the clients saw in the same run, so ``rest`` is what no counter covers:
-    the event loops between two steps, the control thread holding the interpreter, and clock readings. ``wait`` is the
-    time for answers less ``expert_compute``: wires, wake-ups, the expert instance's queue and its reply, of which
+    ``step`` is the time between two looks at the counters divided by the steps between them, so ``rest`` is what no
+    counter covers: the event loop between two steps and the control thread holding the interpreter there. ``wait`` is
+    the time for answers less ``expert_compute``: wires, wake-ups, the expert instance's queue and its reply, of which
     ``of_wait_*`` show the last two (mean over expert instances).
     """
     assert run.before is not None and run.after is not None
@@ -43,7 +43,7 @@ def step_breakdown(run: Run) -> dict[str, float]:
     else:
         parts["expert_compute"] = per_step(step.get("dispatch_ns", 0))
         parts["combine"] = per_step(step.get("combine_ns", 0))
-    total = round(run.tpot_s * 1e6, 1)
+    total = round(run.between_s * 1e6 / steps, 1)
     parts["rest"] = round(total - sum(parts.values()), 1)
     parts["step"] = total
     if expert:

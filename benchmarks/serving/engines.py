@@ -178,7 +178,7 @@ class VllmEngine(HttpEngine):
     def start(self) -> None:
         port = free_port()
         self._url = f"http://127.0.0.1:{port}"
-        openmp = sorted(self._python.parents[1].glob("lib/python*/site-packages/**/libiomp5.so"))
+        openmp = sorted((self._python.parents[1] / "lib").rglob("libiomp5.so"))
         environ = {
             **os.environ,
             "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -215,14 +215,19 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, checkpoint: BenchCheckpoint, log: Path, *, dtype: str, cores: int, choose: bool) -> None:
-        """``choose``: try every expert implementation at warm-up and take the fastest for each batch size."""
-        self._arguments = [str(checkpoint.path), dtype, str(cores), "choose" if choose else "default"]
+    def __init__(self, checkpoint: BenchCheckpoint, log: Path, *, dtype: str, cores: int, rehearsal: bool) -> None:
+        """It tries every expert implementation at warm-up and takes the fastest for each batch size.
+
+        Not so in a ``rehearsal``, in which its waiting threads sleep, too: on a busy machine they would spin for
+        seconds per token. On a quiet one spinning, the default, is faster.
+        """
+        self._arguments = [str(checkpoint.path), dtype, str(cores), "default" if rehearsal else "choose"]
+        self._environ = {"OMP_WAIT_POLICY": "PASSIVE"} if rehearsal else {}
         self._log = log
         self._worker: Worker | None = None
 
     def start(self) -> None:
-        environ = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": self._arguments[2]}
+        environ = {**os.environ, **self._environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": self._arguments[2]}
         module = "benchmarks.serving.transformers_worker"
         self._worker = Worker(module, *self._arguments, environ=environ, log=self._log)
         try:

@@ -55,10 +55,10 @@ async def _watched(job: dict[str, Any]) -> dict[str, Any]:
         await look()  # connections are open from here on
         load = asyncio.create_task(_load(job), name="load")
         await asyncio.sleep(job["watch_after_s"])
-        before = await look()
+        before, started = await look(), time.perf_counter()
         await asyncio.sleep(job["watch_for_s"])
-        after = await look()
-        return await load | {"before": before, "after": after}
+        after, ended = await look(), time.perf_counter()
+        return await load | {"before": before, "after": after, "between_s": ended - started}
 
 
 def _handle(job: dict[str, Any]) -> dict[str, Any]:

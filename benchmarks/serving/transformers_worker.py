@@ -32,7 +32,7 @@ class _Rival:
 
         torch.set_num_threads(threads)
         # In evaluation mode already: from_pretrained leaves it so.
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
         self._candidates = _EXPERTS if choose else _EXPERTS[:1]
         #: Batch size -> implementation.
         self._best: dict[int, str] = {}

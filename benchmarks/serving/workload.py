@@ -37,6 +37,8 @@ class Run:
     #: ``{instance: what its /status said}``, before and after the decode phase, where that was asked for.
     before: dict[str, dict[str, dict[str, int]]] | None = None
     after: dict[str, dict[str, dict[str, int]]] | None = None
+    #: Time between the two.
+    between_s: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
