@@ -148,6 +148,17 @@ def test_requests_move_when_their_instance_dies() -> None:
     assert (gate.stats().requests, gate.stats().tokens) == (0, 0)
 
 
+def test_an_instance_that_died_is_forgotten_with_its_last_request() -> None:
+    gate = admission("attention-0")
+    for name in "ab":
+        gate.admit(name, prompt_tokens=1, max_tokens=1, now=0.0)
+    gate.update(view())
+    gate.release("a", now=1.0)
+    assert gate.stats().per_instance == {"attention-0": (1, 2)}
+    gate.release("b", now=1.0)
+    assert gate.stats().per_instance == {}
+
+
 def test_misuse() -> None:
     gate = admission()
     gate.admit("a", prompt_tokens=1, max_tokens=1, now=0.0)
@@ -246,5 +257,5 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert got == expected
 
 
-AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AdmissionMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAdmissionMachine = AdmissionMachine.TestCase

@@ -165,5 +165,5 @@ class MembershipMachine(RuleBasedStateMachine):
             assert len(view.placement.slots[0][0]) == (self.slots or needed)
 
 
-MembershipMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+MembershipMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMembershipMachine = MembershipMachine.TestCase

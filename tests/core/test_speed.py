@@ -1,4 +1,4 @@
-"""Budgets of the decisions on the token path. The best of many runs counts: other processes only ever add to it."""
+"""Budgets of the decisions on the token path. CPU time, and the best of many runs: other processes only ever add to it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def test_a_decode_step_of_64_streams_costs_less_than_400_us_of_decisions() -> No
         batcher.submit(request, eos_token_ids=[EOS], now=0.0)
     seconds = []
     while batcher.has_requests:
-        started = time.perf_counter()
+        started = time.process_time()
         plan = batcher.plan(0.0)
-        planned = time.perf_counter()
+        planned = time.process_time()
         assert plan is not None
         sampled = [5] * len(plan.sampling)
-        sampled_at = time.perf_counter()
+        sampled_at = time.process_time()
         batcher.step_done(plan, sampled)
         if plan.num_decode == STREAMS:
-            seconds.append(time.perf_counter() - sampled_at + planned - started)
+            seconds.append(time.process_time() - sampled_at + planned - started)
     assert len(seconds) > 200
     assert sorted(seconds)[len(seconds) // 10] < 400e-6
 
@@ -49,5 +49,7 @@ def test_static_scheduling_of_64_tokens_costs_less_than_30_us() -> None:
         num_layers=4, num_experts=160, instances=tuple(f"expert-{i}" for i in range(16)), slots_per_instance=16
     )
     topk_ids = np.random.default_rng(0).integers(0, 160, (64, 8))
-    best = min(timeit.repeat(lambda: static(topk_ids, placement, 1), number=50, repeat=20)) / 50
+    best = (
+        min(timeit.repeat(lambda: static(topk_ids, placement, 1), timer=time.process_time, number=50, repeat=20)) / 50
+    )
     assert best < 30e-6

@@ -136,14 +136,9 @@ class PlacementEpochs:
 
     def _place(self, holders: dict[str, str], slots: int) -> list[Action]:
         """Issue a placement on ``holders``, unless the newest full one is just that."""
-        per_instance = slots or -(-self.shape.num_experts // max(len(holders), 1))
         issued = [*([self._in_force] if self._in_force else []), *self._pending]
         newest = max((epoch for epoch in issued if epoch.full), key=lambda epoch: epoch.table.epoch, default=None)
-        if (
-            newest is not None
-            and newest.placement.slots_per_instance == per_instance
-            and list(newest.holders.items()) == list(holders.items())
-        ):
+        if newest is not None and list(newest.holders.items()) == list(holders.items()):
             self.problem = ""
             return []
         try:
@@ -151,7 +146,7 @@ class PlacementEpochs:
                 num_layers=self.shape.num_layers,
                 num_experts=self.shape.num_experts,
                 instances=tuple(holders),
-                slots_per_instance=per_instance,
+                slots_per_instance=slots or None,
                 epoch=self._next_number(),
             )
         except ConfigError as error:

@@ -161,7 +161,7 @@ class Membership:
         changed = member.state not in (beat.state, "draining")
         if changed:
             member.state = beat.state
-        if actions or beat.state == "draining":
+        if changed and beat.state == "draining":
             actions += self._reconcile(member.identity.role)
         return [*actions, *self._publish()] if actions or changed else []
 
@@ -192,10 +192,7 @@ class Membership:
             incarnation = member.identity.incarnation
             fatal = SendFatal(instance=event.instance, incarnation=incarnation, problem=problem)
             return [fatal, *self._fail(event.instance, problem)]
-        actions = self._epochs.loaded(event.instance, message.epoch)
-        if actions:
-            actions += self._reconcile(member.identity.role)
-        return [*actions, *self._publish()]
+        return [*self._epochs.loaded(event.instance, message.epoch), *self._publish()]
 
     def _on_tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
