@@ -25,7 +25,7 @@ from janus_gateway.sequences import Sequence, TokenGap
 log = structlog.get_logger()
 
 #: A sequence that has lost its instance this often is given up: it may be what kills them.
-_MAX_ATTEMPTS = 8
+_MAX_ATTEMPTS = 4
 #: Refusals of an instance that another instance would not give.
 _ELSEWHERE = frozenset({"draining", "starting"})
 

@@ -217,7 +217,7 @@ async def test_a_request_that_loses_every_instance_is_given_up(cluster: EchoClus
     """It may be what kills them."""
     cluster.first.allow(0)
     stream = Stream(cluster)
-    for attempt in range(9):
+    for attempt in range(5):
 
         def arrived(wanted: int = attempt + 1) -> bool:
             return len(cluster.first.submitted) == wanted
@@ -227,7 +227,7 @@ async def test_a_request_that_loses_every_instance_is_given_up(cluster: EchoClus
             link.abort("crashed again")
     await stream.task
     assert stream.status == 503
-    assert len(cluster.first.submitted) == 9
+    assert len(cluster.first.submitted) == 5
 
 
 async def test_an_engine_failure_ends_the_stream_with_an_error_event(cluster: EchoCluster) -> None:
