@@ -1,4 +1,4 @@
-"""Budgets of the decisions on the token path. CPU time, and the best of many runs: other processes only ever add to it."""
+"""Budgets of the decisions on the token path, in CPU time; the best of many runs counts, for others only add to it."""
 
 from __future__ import annotations
 
