@@ -76,12 +76,12 @@ async def test_a_peer_that_is_killed_with_large_frames_on_their_way(over: Transp
 async def test_a_peer_that_hangs_is_declared_silent_and_named(over: TransportKind) -> None:
     with peer(over) as (child, port):
         client = Recorder()
-        link = await dial(over, port, client, options=LinkOptions(heartbeat_s=0.1, silence_s=0.5))
+        link = await dial(over, port, client, options=LinkOptions(heartbeat_s=0.1, silence_s=1.0))
         await eventually(lambda: link.stats().rtt_ms is not None)
         os.kill(child.pid, signal.SIGSTOP)
         stopped = time.monotonic()
         error = await link.wait_closed()
-        assert 0.4 < time.monotonic() - stopped < 2
+        assert 0.8 < time.monotonic() - stopped < 4
         assert isinstance(error, LinkBroken) and "expert-0: silent for" in str(error)
         # It comes back to find its link gone, and can be dialled again.
         os.kill(child.pid, signal.SIGCONT)
