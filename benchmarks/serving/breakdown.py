@@ -32,14 +32,12 @@ def step_breakdown(run: Run) -> dict[str, float]:
     parts = {name: per_step(step.get(f"{name}_ns", 0)) for name in _STEP_PARTS}
     moe = step.get("dispatch_ns", 0) + step.get("combine_ns", 0)
     if exchange:
-        send = exchange.get("send_ns", 0)
         parts["schedule"] = per_step(exchange["schedule_ns"])
-        parts["pack"] = per_step(exchange["pack_ns"])
-        parts["send"] = per_step(send)
+        parts["pack"] = per_step(exchange["pack_ns"] - exchange["send_ns"])
+        parts["send"] = per_step(exchange["send_ns"])
         parts["expert_compute"] = per_step(exchange["expert_ns"])
         parts["wait"] = per_step(exchange["wait_ns"] - exchange["expert_ns"])
-        known = ("schedule_ns", "pack_ns", "wait_ns")
-        parts["combine"] = per_step(moe - send - sum(exchange[name] for name in known))
+        parts["combine"] = per_step(moe - sum(exchange[name] for name in ("schedule_ns", "pack_ns", "wait_ns")))
     else:
         parts["expert_compute"] = per_step(step.get("dispatch_ns", 0))
         parts["combine"] = per_step(step.get("combine_ns", 0))
