@@ -30,6 +30,19 @@ class Answer:
     error: dict[str, Any] | None = None
     headers: httpx.Headers = field(default_factory=httpx.Headers)
 
+    def take(self, event: dict[str, Any]) -> None:
+        """Add one event of a stream."""
+        if "error" in event:
+            self.error = event["error"]
+            return
+        self.usage = event.get("usage") or self.usage
+        for choice in event["choices"]:
+            self.deltas.append(choice["text"])
+            self.text += choice["text"]
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
+            for name, values in (choice["logprobs"] or {}).items():
+                self.logprobs.setdefault(name, []).extend(values)
+
 
 class Client:
     """``/v1/completions``, greedy and for exactly ``max_tokens`` unless a test says otherwise."""
@@ -64,7 +77,7 @@ class Client:
         """The answer as a stream, read to its end."""
         answer = Answer(status=0)
         async for event in self.events(prompt, answer=answer, **fields):
-            _take(answer, event)
+            answer.take(event)
         return answer
 
     async def events(self, prompt: Prompt, *, answer: Answer | None = None, **fields: Any) -> AsyncGenerator[Any]:
@@ -89,16 +102,3 @@ def _body(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
     # A checkpoint's generation_config.json may bring other defaults.
     plain = {"temperature": 0, "top_p": 1, "top_k": 0, "repetition_penalty": 1, "ignore_eos": True, "max_tokens": 64}
     return {"prompt": given, **plain, **fields}
-
-
-def _take(answer: Answer, event: dict[str, Any]) -> None:
-    if "error" in event:
-        answer.error = event["error"]
-        return
-    answer.usage = event.get("usage") or answer.usage
-    for choice in event["choices"]:
-        answer.deltas.append(choice["text"])
-        answer.text += choice["text"]
-        answer.finish_reason = choice["finish_reason"] or answer.finish_reason
-        for name, values in (choice["logprobs"] or {}).items():
-            answer.logprobs.setdefault(name, []).extend(values)

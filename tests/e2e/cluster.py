@@ -122,6 +122,15 @@ class Cluster:
         known = {entry.encode_name for entry in msgspec.structs.fields(StatusReport)} | {"type"}
         return msgspec.convert({key: value for key, value in report.items() if key in known}, StatusReport)
 
+    def whole(self) -> bool:
+        """Whether every instance is there and ready, and requests are served."""
+        try:
+            view = self.status().view
+            ready = httpx.get(f"{self.base_url}/ready", timeout=LIMIT_S, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+        return ready and not view.missing and {member.state for member in view.members} == {"ready"}
+
     def metric(self, instance: str, name: str) -> float:
         """The sum over its labels of one metric on an instance's operations endpoint."""
         url = f"http://127.0.0.1:{self.instance(instance).ops_port}/metrics"
