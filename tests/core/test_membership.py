@@ -200,6 +200,16 @@ def test_an_expert_may_join_and_leave_live() -> None:
     assert all(member.instance != "expert-2" for member in view.members)
 
 
+def test_a_heartbeat_may_announce_the_departure() -> None:
+    membership = started()
+    membership.handle(registered("expert-2"))
+    for name in ("expert-0", "expert-1", "expert-2"):
+        membership.handle(loaded(name, 2))
+    actions = membership.handle(beat("expert-2", state="draining"))
+    assert loads(actions) == [("expert-0", 3), ("expert-1", 3)]
+    assert membership.handle(beat("expert-2", state="draining")) == []
+
+
 def test_a_draining_member_of_the_roster_serves_to_its_end() -> None:
     membership = started()
     actions = membership.handle(LeaveSeen(instance="expert-1", reason="SIGTERM", now=1.0))

@@ -107,7 +107,7 @@ def test_replicas_even_out_the_load() -> None:
     activations = 1000.0 / np.arange(1, 33)[None]  # skewed, as natural routing is
     even = static_placement(num_layers=1, num_experts=32, instances=names(4), activations=activations)
     spare = static_placement(
-        num_layers=1, num_experts=32, instances=names(4), slots_per_instance=12, activations=activations
+        num_layers=1, num_experts=32, instances=names(4), slots_per_instance=10, activations=activations
     )
 
     def busiest(placement: Placement) -> float:
@@ -116,7 +116,7 @@ def test_replicas_even_out_the_load() -> None:
 
     mean = activations.sum() / 4
     assert busiest(even) > 1.4 * mean
-    assert busiest(spare) < 1.1 * mean
+    assert busiest(spare) < 1.05 * mean
 
 
 def test_too_few_slots_are_refused_with_the_numbers() -> None:

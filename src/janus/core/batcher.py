@@ -13,16 +13,16 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
+from janus.core.batcher_config import BatcherConfig, BatcherStats, why_too_large
 from janus.core.kv import KvTable
 from janus.core.request import Accept, Action, Emit, Finish, Reject, Request, SamplingView, ended, failed
 from janus.core.step import Chunk, StepBuilder, StepPlan
-from janus.errors import ConfigError, InvalidRequest, Overloaded, RequestError, Unavailable
+from janus.errors import InvalidRequest, Overloaded, RequestError, Unavailable
 from janus.messages.control import Submit, TokenDelta, TokenLogprob
 
 __all__ = [
@@ -40,56 +40,6 @@ __all__ = [
 ]
 
 _by_arrival = attrgetter("arrival")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatcherConfig:
-    """Limits of one attention instance."""
-
-    #: Requests that hold blocks at the same time.
-    max_running: int
-    #: Tokens that one step computes at most. At least ``max_running``, so that every running stream moves each step.
-    token_budget: int
-    #: Tokens per block, and blocks in the KV cache.
-    block_size: int
-    num_blocks: int
-    #: Prompt and output tokens of one request together.
-    max_model_len: int
-    #: Requests that wait; while so many do, one more is refused. (Preempted ones wait too, and are never refused.)
-    max_waiting: int
-
-    def __post_init__(self) -> None:
-        for name in ("max_running", "token_budget", "block_size", "num_blocks", "max_model_len", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, f"is {getattr(self, name)}", "give at least 1")
-        if self.token_budget < self.max_running:
-            raise ConfigError(
-                "token_budget",
-                f"is {self.token_budget}, less than max_running ({self.max_running}): streams would starve",
-                f"give at least {self.max_running}, or lower max_running",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatcherStats:
-    """A snapshot for metrics. Counts since the start: ``preemptions``, ``steps``, ``failed_steps``."""
-
-    running: int
-    waiting: int
-    in_flight: int
-    blocks_used: int
-    blocks_total: int
-    preemptions: int
-    steps: int
-    failed_steps: int
-    #: When the first of the failed steps since the last good one was taken back; ``None`` while steps are good.
-    failing_since: float | None
-    draining: bool
-
-    @property
-    def kv_usage(self) -> float:
-        """Share of the KV cache in use, 0..1."""
-        return self.blocks_used / self.blocks_total
 
 
 class Batcher:
@@ -286,33 +236,14 @@ class Batcher:
     # -- parts of submit -------------------------------------------------------------------------------------------
 
     def _refusal(self, request: Submit) -> RequestError | None:
-        config, prompt = self.config, len(request.prompt_ids)
         if self._draining:
             return Unavailable("this attention instance is draining and takes no new requests", code="draining")
         if request.request_id in self._requests:
             return InvalidRequest(f"request id {request.request_id!r} is in use", param="request_id")
-        if prompt == 0:
-            return InvalidRequest("the prompt has no tokens; give at least one", param="prompt")
-        if prompt >= config.max_model_len:
-            return InvalidRequest(
-                f"the prompt has {prompt} tokens and the context {config.max_model_len}, with at least one for the "
-                f"answer; shorten the prompt to {config.max_model_len - 1} tokens",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        # The last token is never an input, so its keys and values need no room.
-        needed = self._kv.blocks_for(min(prompt + request.params.max_tokens, config.max_model_len) - 1)
-        if needed > config.num_blocks:
-            room = config.num_blocks * config.block_size + 1
-            return InvalidRequest(
-                f"prompt ({prompt} tokens) and max_tokens ({request.params.max_tokens}) need {needed} KV blocks and "
-                f"this instance has {config.num_blocks}; keep both together within {room} tokens",
-                param="max_tokens",
-                code="kv_cache_exceeded",
-            )
-        if len(self._waiting) >= config.max_waiting:
-            return Overloaded(f"{config.max_waiting} requests wait on this attention instance already")
-        return None
+        misfit = why_too_large(self.config, prompt=len(request.prompt_ids), max_tokens=request.params.max_tokens)
+        if misfit is None and len(self._waiting) >= self.config.max_waiting:
+            return Overloaded(f"{self.config.max_waiting} requests wait on this attention instance already")
+        return misfit
 
     # -- parts of plan ---------------------------------------------------------------------------------------------
 

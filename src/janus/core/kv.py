@@ -28,10 +28,6 @@ class KvTable:
         """Blocks in use."""
         return self._allocator.num_used
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Return how many blocks hold the keys and values of ``num_tokens`` tokens."""
-        return self._allocator.blocks_for(num_tokens)
-
     def admit(self, request: Request, *, spare: int) -> bool:
         """Give ``request`` a row and the blocks of all its tokens, if ``spare`` more blocks would still be free."""
         needed = self._allocator.blocks_for(len(request.tokens))
