@@ -74,6 +74,8 @@ class HttpEngine:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
         self._process = None
 
     def _load(self, prompts: Sequence[list[int]], output_tokens: int, **watch: Any) -> Run:

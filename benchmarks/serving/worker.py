@@ -57,13 +57,14 @@ class Worker:
 
     def close(self) -> None:
         """End the child: it leaves at the end of its input."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 def serve(handle: Callable[[dict[str, Any]], dict[str, Any]], jobs: TextIO = sys.stdin) -> None:
