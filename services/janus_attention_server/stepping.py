@@ -212,8 +212,10 @@ class Stepping:
             return
         peers.update(view.members)
         table, current = view.placement, direct.placement
+        # A view without a placement takes nothing away: a controller that has restarted has none yet, and when an
+        # instance is lost its link says so.
         if table is None:
-            direct.set_placement(None)
+            log.info("view_without_placement", epoch_kept=current.epoch if current else 0)
         elif current is None or current.epoch != table.epoch:
             direct.set_placement(Placement.from_table(table))
             log.info("placement_in_force", epoch=table.epoch, instances=table.instances)

@@ -173,11 +173,14 @@ class ControllerService:
         if not register.slots and link.peer.role == "expert":
             register = msgspec.structs.replace(register, slots=self._options.slots_per_instance)
         actions = self._membership.handle(RegisteredEvent(identity=link.peer, register=register, now=now))
-        refused = [action for action in actions if isinstance(action, RefuseDuplicate | SendFatal)]
-        if any(action.incarnation == link.peer.incarnation for action in refused):
-            # The name's rightful owner, if there is one, keeps its link: the refusal goes to this one alone.
-            link.reply(request_id, Fatal(problem=refused[0].problem))
-            actions = [action for action in actions if isinstance(action, Log)]
+        refusals = [
+            action
+            for action in actions
+            if isinstance(action, RefuseDuplicate | SendFatal) and action.incarnation == link.peer.incarnation
+        ]
+        if refusals:
+            # The name's rightful owner, if there is one, keeps its link: the refusal goes over this one.
+            link.reply(request_id, Fatal(problem=refusals[0].problem))
         else:
             old = self._links.get(link.peer.instance)
             self._links[link.peer.instance] = link
@@ -185,10 +188,12 @@ class ControllerService:
                 old.abort("the instance registered over another link")
             self._dtype = self._dtype or link.peer.dtype
         for action in actions:
-            if isinstance(action, SendRegistered):
-                link.reply(request_id, Registered(heartbeat_s=action.heartbeat_s))
-            else:
+            if action in refusals:
+                continue
+            if not isinstance(action, SendRegistered):
                 self._do(action)
+            elif not refusals:
+                link.reply(request_id, Registered(heartbeat_s=action.heartbeat_s))
 
     # -- actions out ---------------------------------------------------------------------------------------------
 

@@ -207,13 +207,13 @@ async def test_a_failed_computation_is_answered_and_the_next_one_served(
 ) -> None:
     expert = engine("expert-0")
     await expert.load(all_in(*range(8)))
-    assert expert._bank is not None
+    assert expert._replicas.bank is not None
     with monkeypatch.context() as broken:
 
         def fail(*args: object, **more: object) -> None:
             raise RuntimeError("device lost")
 
-        broken.setattr(expert._bank, "forward", fail)
+        broken.setattr(expert._replicas.bank, "forward", fail)
         answer = await ask(expert, dispatch(*batch(2, config.hidden_size), epoch=1))
     assert isinstance(answer, DispatchRejected)
     assert answer.code == "internal"

@@ -286,14 +286,36 @@ async def test_a_restarted_instance_is_dialled_afresh() -> None:
             )
 
 
-async def test_who_leaves_the_view_is_let_go() -> None:
+async def test_a_failed_instance_is_let_go() -> None:
     async with listening("expert-0") as peer, peer_set() as (peers, changed):
         peers.update([peer.member])
         await until(changed, lambda: peers.links)
         link = peers.links["expert-0"]
-        peers.update([])
+        peers.update([msgspec.structs.replace(peer.member, state="failed")])
         assert link.closed
         assert not peers.links
+        assert peers.unreachable() == []
+
+
+async def test_a_view_that_does_not_know_a_linked_instance_takes_nothing_away() -> None:
+    async with listening("expert-0") as peer, peer_set() as (peers, changed):
+        peers.update([peer.member])
+        await until(changed, lambda: peers.links)
+        link = peers.links["expert-0"]
+        peers.update([])  # a controller that has just restarted
+        assert not link.closed
+        peers.update([peer.member])
+        assert peers.links == {"expert-0": link}
+
+
+async def test_an_instance_that_is_not_listed_is_not_dialled_again() -> None:
+    async with listening("expert-0") as peer, peer_set() as (peers, changed):
+        peers.update([peer.member])
+        await until(changed, lambda: peers.links)
+        peers.update([])
+        changed.clear()
+        peer.listener.links[0].abort("left")
+        await until(changed, lambda: not peers.links)
         assert peers.unreachable() == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,20 +12,19 @@ import structlog
 import torch
 
 from janus.core.expert_queue import LayerQueues
-from janus.errors import CheckpointError, LinkBusy, LinkError
+from janus.errors import LinkBusy, LinkError
 from janus.exchange.layout import DispatchLayout, check_dispatch, dtype_code, matrix
 from janus.messages import Message
 from janus.messages.control import DispatchRejected, PlacementLoaded, PlacementTable
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
+from janus.runtime.replica_slots import ReplicaSlots
 from janus.transport.frame import Kind
 from janus.transport.link import InFrame, Link, OutFrame
 
 log = structlog.get_logger()
 
-#: A slot that no dispatch may use yet.
-_NOT_LOADED = np.iinfo(np.int64).max
 _MAX_WAITING = 4096
 _MAX_ROWS_TOGETHER = 16384
 
@@ -59,106 +57,41 @@ class _Waiting:
 
 
 class ExpertEngine:
-    """Holds the replicas of one instance and serves dispatches for them. Also the handler of its links.
+    """Serves dispatches for the replicas of one instance. Also the handler of its links.
 
-    A slot is usable from the epoch in which it got its expert: a dispatch planned with an older epoch, or for a slot
-    that is still being loaded, is rejected with ``replica_missing`` and never computed with the wrong weights.
+    A dispatch for a slot that does not hold what the dispatch's epoch says is rejected with ``replica_missing``.
     """
 
     def __init__(
         self, *, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device, instance: str
     ) -> None:
-        self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
         self._code = dtype_code(dtype)
         self._device = device
-        self._instance = instance
-        self._bank: ExpertBank | None = None
-        #: int64[L, C]: the epoch from which a slot may be used.
-        self._usable_from: npt.NDArray[np.int64] = np.zeros((config.num_moe_layers, 0), dtype=np.int64)
-        #: [L]: the epoch from which every slot of a layer may be used; answers the check of most dispatches.
-        self._all_usable_from: list[int] = [_NOT_LOADED] * config.num_moe_layers
+        self._replicas = ReplicaSlots(
+            checkpoint=checkpoint, config=config, dtype=dtype, device=device, instance=instance
+        )
         self._queues: LayerQueues[_Waiting] = LayerQueues(
             max_dispatches=_MAX_WAITING, max_rows_together=_MAX_ROWS_TOGETHER
         )
         self._scheduled = False
-        self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        # One thread: reads from disk must not stop the loop, and placements are applied one after the other.
-        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica-loader")
-        self.loaded_epoch = 0
         self.times = ExpertTimes()
+
+    @property
+    def loaded_epoch(self) -> int:
+        """The newest epoch whose replicas are in memory, 0 for none."""
+        return self._replicas.loaded_epoch
 
     def report(self) -> dict[str, int]:
         """Counters for metrics; may be read from another thread."""
         return {**asdict(self.times), "waiting": len(self._queues), "loaded_epoch": self.loaded_epoch}
 
-    # -- replicas ------------------------------------------------------------------------------------------------
-
     async def load(self, table: PlacementTable) -> PlacementLoaded:
-        """Load this instance's slots of ``table``; slots that keep their expert are not touched, nor interrupted."""
-        started = time.perf_counter()
-        before = self._checkpoint.bytes_read
-        try:
-            wanted = self._wanted(table)
-            loop = asyncio.get_running_loop()
-            bank, changed = self._prepare(wanted)
-            for layer, slot in changed:
-                expert = wanted[layer][slot]
-                if expert >= 0:
-                    await loop.run_in_executor(self._loader, bank.load, self._checkpoint, layer, slot, expert)
-                else:
-                    bank.unload(layer, slot)
-        except (CheckpointError, ValueError) as error:
-            log.error("placement_failed", epoch=table.epoch, problem=str(error))
-            return PlacementLoaded(
-                epoch=table.epoch, replicas=0, bytes_read=0, seconds=time.perf_counter() - started, error=str(error)
-            )
-        if bank is not self._bank:
-            self._bank = bank
-            self._usable_from = np.full((len(wanted), bank.slots), _NOT_LOADED, dtype=np.int64)
-        self._set_usable([(layer, slot) for layer, slot in changed if wanted[layer][slot] >= 0], table.epoch)
-        self.loaded_epoch = table.epoch
-        report = PlacementLoaded(
-            epoch=table.epoch,
-            replicas=sum(expert >= 0 for slots in wanted for expert in slots),
-            bytes_read=self._checkpoint.bytes_read - before,
-            seconds=time.perf_counter() - started,
-        )
-        log.info(
-            "placement_loaded",
-            epoch=table.epoch,
-            replicas=report.replicas,
-            loaded=len(changed),
-            bytes_read=report.bytes_read,
-            seconds=round(report.seconds, 3),
-        )
-        return report
-
-    def _wanted(self, table: PlacementTable) -> list[list[int]]:
-        if self._instance not in table.instances:
-            return [[] for _ in table.slots]
-        index = table.instances.index(self._instance)
-        return [layer[index] for layer in table.slots]
-
-    def _prepare(self, wanted: list[list[int]]) -> tuple[ExpertBank, list[tuple[int, int]]]:
-        """Return the bank to load into and the (layer, slot) pairs that change; those are unusable from now on."""
-        slots = max((len(layer) for layer in wanted), default=0)
-        bank = self._bank
-        if bank is None or bank.slots != slots:
-            # Another number of slots is another bank; the old one serves until the new one is complete.
-            fresh = ExpertBank(self._config, len(wanted), slots, self._dtype, self._device)
-            return fresh, [(layer, slot) for layer, experts in enumerate(wanted) for slot in range(len(experts))]
-        changed = [
-            (layer, slot)
-            for layer, experts in enumerate(wanted)
-            for slot, expert in enumerate(experts)
-            if bank.slot_expert[layer][slot] != expert
-        ]
-        self._set_usable(changed, _NOT_LOADED)
-        return bank, changed
+        """Load this instance's slots of ``table``; see ``ReplicaSlots.load``."""
+        return await self._replicas.load(table)
 
     # -- LinkHandler ---------------------------------------------------------------------------------------------
 
@@ -176,7 +109,7 @@ class ExpertEngine:
             self._reject(link, frame, "bad_frame", str(error))
             return
         x, slots, weights = layout.views(frame.payload)
-        problem = self._unusable(header.layer, header.epoch, slots)
+        problem = self._replicas.unusable(header.layer, header.epoch, slots)
         if problem:
             self._reject(link, frame, "replica_missing", problem)
             return
@@ -194,26 +127,6 @@ class ExpertEngine:
     def on_closed(self, link: Link, error: LinkError) -> None:
         """Answers to a peer that is gone are dropped when their turn comes."""
         log.info("peer_gone", peer=link.peer.instance, problem=str(error))
-
-    def _unusable(self, layer: int, epoch: int, slots_NK: npt.NDArray[np.int32]) -> str:
-        count = self._usable_from.shape[1]
-        lowest, highest = int(slots_NK.min()), int(slots_NK.max())
-        if highest < 0 or lowest < -1 or highest >= count:
-            return f"MoE layer {layer} epoch {epoch}: slots {lowest}..{highest}, this instance has {count}"
-        if self._all_usable_from[layer] <= epoch:
-            return ""
-        # -1 indexes the last slot and is masked out again.
-        early = (self._usable_from[layer][slots_NK] > epoch) & (slots_NK >= 0)
-        if early.any():
-            return f"MoE layer {layer}: slot {int(slots_NK[early][0])} does not hold what epoch {epoch} says"
-        return ""
-
-    def _set_usable(self, changed: list[tuple[int, int]], epoch: int) -> None:
-        """Let the ``changed`` (layer, slot) pairs be used from ``epoch`` on."""
-        for layer, slot in changed:
-            self._usable_from[layer, slot] = epoch
-        # An empty slot keeps its layer on the slow check, which is right: a dispatch for it must be rejected.
-        self._all_usable_from = [int(slots.max()) if len(slots) else _NOT_LOADED for slots in self._usable_from]
 
     def _reject(self, link: Link, frame: InFrame, code: str, problem: str) -> None:
         self.times.rejected += 1
@@ -258,7 +171,7 @@ class ExpertEngine:
             self._idle.set()
 
     def _compute(self, layer: int, group: list[_Waiting]) -> None:
-        bank = self._bank
+        bank = self._replicas.bank
         assert bank is not None  # a dispatch is queued only when its slots are loaded
         started = time.perf_counter_ns()
         times = self.times
@@ -340,8 +253,8 @@ class ExpertEngine:
         return True
 
     def close(self) -> None:
-        """Release the loader's thread."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        """Release what loading holds."""
+        self._replicas.close()
 
 
 def _activated(*tables: npt.NDArray[np.int32]) -> int:

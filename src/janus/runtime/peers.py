@@ -23,6 +23,8 @@ class _Peer:
     member: Member
     task: asyncio.Task[None]
     problem: str = "connecting"
+    #: Whether the newest view has it; one that is not listed is not dialled again once its link is gone.
+    listed: bool = True
 
 
 class PeerSet:
@@ -55,16 +57,25 @@ class PeerSet:
         self.links: dict[str, Link] = {} if links is None else links
 
     def update(self, members: Iterable[Member]) -> None:
-        """Make ``members`` (those of this role, failed ones excepted) the set to be linked to."""
-        wanted = {m.instance: m for m in members if m.role == self._role and m.state != "failed"}
+        """Make ``members`` (those of this role, failed ones excepted) the set to be linked to.
+
+        A peer that is linked and not in the view at all keeps its link: a controller that has restarted does not know
+        it yet, and a peer that leaves closes the link itself.
+        """
+        own = {m.instance: m for m in members if m.role == self._role}
+        wanted = {name: m for name, m in own.items() if m.state != "failed"}
         for name, peer in list(self._peers.items()):
             new = wanted.get(name)
-            if new is None or _place(new) != _place(peer.member):
+            if new is not None and _place(new) == _place(peer.member):
+                peer.member = new
+            elif new is not None or name in own or name not in self.links:
                 self._drop(name)
             else:
-                peer.member = new
+                peer.listed = False
         for name, member in wanted.items():
-            if name not in self._peers:
+            if name in self._peers:
+                self._peers[name].listed = True
+            else:
                 task = asyncio.get_running_loop().create_task(self._keep(member), name=f"dial[{name}]")
                 self._peers[name] = _Peer(member, task)
 
@@ -124,6 +135,10 @@ class PeerSet:
             self._trouble(member, str(closed))
             log.warning("peer_lost", peer=member.instance, problem=str(closed))
             self._changed()
+            peer = self._peers.get(member.instance)
+            if peer is None or not peer.listed:
+                self._peers.pop(member.instance, None)
+                return
             await asyncio.sleep(backoff.next_s())
 
     def _trouble(self, member: Member, problem: str) -> None:
