@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 import janus
-from janus.errors import RequestError, Unavailable
+from janus.errors import Overloaded, RequestError, Unavailable
 from janus.runtime.health import Health
 from janus_gateway import errors, openapi
 from janus_gateway.backend import Backend
@@ -58,7 +58,7 @@ _CHAT = _Endpoint(parse_chat, ChatShape, "chatcmpl-")
 
 
 class Gateway:
-    """What the routes call. Holds no state of requests: a running one belongs to its response."""
+    """What the routes call. Keeps nothing of a request: a running one belongs to its response."""
 
     def __init__(
         self, *, model: ServedModel, backend: Backend, health: Health, metrics: GatewayMetrics, config: AppConfig
@@ -69,6 +69,8 @@ class Gateway:
         self.metrics = metrics
         self.config = config
         self._encoder = PromptEncoder(model)
+        #: Requests between their first byte and their admission.
+        self._arriving = 0
         self._limits = Limits(
             model_names=(model.name, *model.aliases),
             vocab_size=model.vocab_size,
@@ -86,9 +88,13 @@ class Gateway:
         try:
             # Before the body is read: under overload the cheapest answer is the earliest.
             self._check_admission()
-            body = await read_body(request, max_bytes=self.config.max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
-            spec = endpoint.parse(body, self._limits)
-            prepared = await self._encoder.prepare(spec, id_prefix=endpoint.id_prefix)
+            self._arriving += 1
+            try:
+                body = await read_body(request, max_bytes=self.config.max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
+                spec = endpoint.parse(body, self._limits)
+                prepared = await self._encoder.prepare(spec, id_prefix=endpoint.id_prefix)
+            finally:
+                self._arriving -= 1
             generation = self.backend.start(prepared.submits, arrived_at=arrived_at)
         except RequestError as error:
             self.metrics.refused(error.status, error.code)
@@ -137,6 +143,9 @@ class Gateway:
         if self.health.state == "draining":
             raise Unavailable("This gateway is draining and takes no new requests", code="draining", retry_after_s=1)
         self.backend.check()
+        if self._arriving >= self.config.max_sequences:
+            # Their bodies are in memory, and admission has not seen them yet.
+            raise Overloaded(f"{self._arriving} requests are being read already; retry in 1 s", retry_after_s=1.0)
 
     def reasons(self) -> list[str]:
         """Why ``/health`` and ``/ready`` say 503; empty when they say 200."""

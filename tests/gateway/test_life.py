@@ -135,6 +135,26 @@ async def test_a_burst_beyond_the_links_credit_is_sent_all_the_same(cluster: Ech
     assert len(cluster.first.submitted) == 120
 
 
+async def test_requests_that_never_send_their_body_are_bounded_too(tokenizer: Tokenizer) -> None:
+    async with echo_cluster(tokenizer, config=AppConfig(max_sequences=2)) as cluster:
+        writers = []
+        for _ in range(2):
+            _, writer = await asyncio.open_connection("127.0.0.1", int(cluster.url.rsplit(":", 1)[1]))
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            await writer.drain()
+            writers.append(writer)
+        async with asyncio.timeout(10):
+            while (refused := await cluster.complete("abc")).status_code == 200:
+                pass  # the half requests are on their way
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        for writer in writers:
+            writer.close()
+        async with asyncio.timeout(10):
+            while (await cluster.complete("abc")).status_code != 200:
+                pass
+
+
 # -- instances that go away ----------------------------------------------------------------------------------------
 
 
