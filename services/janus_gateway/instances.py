@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import msgspec
 import structlog
 
 from janus.core.admission import Admission
 from janus.errors import LinkError
-from janus.messages.control import Cancel, ClusterView
+from janus.messages.control import Cancel, ClusterView, Member
 from janus.transport.link import Link
 from janus_gateway.generation import Track
 from janus_gateway.outbox import Outbox
@@ -23,6 +24,7 @@ class AttentionInstances:
         self._admission = admission
         self._links: Mapping[str, Link] = {}
         self._outboxes: dict[Link, Outbox] = {}
+        self._members: list[Member] = []
         #: Instances that the controller calls ready, linked or not.
         self.ready: frozenset[str] = frozenset()
 
@@ -31,9 +33,18 @@ class AttentionInstances:
         self._links = links
 
     def on_view(self, view: ClusterView) -> None:
-        """Follow the cluster."""
+        """Follow the cluster.
+
+        A ready instance that is linked and that the view does not know stays: the controller has restarted, and hears
+        of it in a moment. One that leaves says so first (``draining``), one that fails is listed as ``failed``.
+        """
+        known = {member.instance for member in view.members}
+        unheard = [m for m in self._members if m.instance not in known and m.instance in self._links]
+        if unheard:
+            view = msgspec.structs.replace(view, members=[*view.members, *unheard])
         self._admission.update(view)
-        self.ready = frozenset(m.instance for m in view.members if m.role == "attention" and m.state == "ready")
+        self._members = [m for m in view.members if m.role == "attention" and m.state == "ready"]
+        self.ready = frozenset(member.instance for member in self._members)
 
     @property
     def linked(self) -> frozenset[str]:

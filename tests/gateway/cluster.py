@@ -237,10 +237,10 @@ class EchoCluster:
     links_changed: asyncio.Event
     _version: int = field(default=0)
 
-    async def publish_view(self, *, linked: bool = True) -> None:
-        """Tell the gateway who is there, and wait for the links."""
+    async def publish_view(self, *, linked: bool = True, empty: bool = False) -> None:
+        """Tell the gateway who is there (or nobody, as a controller does that has just restarted); wait for links."""
         self._version += 1
-        members = [instance.member() for instance in self.instances.values() if instance.state != "failed"]
+        members = [] if empty else [instance.member() for instance in self.instances.values()]
         placement = PlacementTable(epoch=1, num_experts=1, instances=["e"], slots=[[[0]]])
         view = ClusterView(version=self._version, members=members, missing=[], placement=placement)
         self.peers.update(view.members)

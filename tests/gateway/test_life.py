@@ -293,6 +293,15 @@ async def test_health_is_503_with_the_reason_until_requests_would_be_served(clus
     assert (await cluster.client.get("/ready")).status_code == 200
 
 
+async def test_a_restarted_controller_that_knows_nobody_yet_changes_nothing(cluster: EchoCluster) -> None:
+    await cluster.publish_view(empty=True)
+    assert (await health(cluster)).status_code == 200
+    assert (await cluster.complete("abc")).status_code == 200
+    cluster.first.state = "failed"
+    await cluster.publish_view(linked=False)
+    assert (await health(cluster)).status_code == 503
+
+
 async def test_draining_takes_nothing_new_and_finishes_what_is_there(cluster: EchoCluster) -> None:
     cluster.first.allow(3)
     stream = Stream(cluster)
