@@ -106,13 +106,13 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
     row_groups(task, [&](long r) { rms_norm(h + r * hidden, layer.input_norm, normed + r * hidden, hidden, eps); });
   };
 
-  const long qkv_panels = ceil_div(qkv_width, kPanel), qkv_panel = panel_size<T>(hidden);
-  const long qkv_step = std::max(1L, kTaskBytes / long(qkv_panel * sizeof(T)));
+  const long qkv_panels = ceil_div(qkv_width, kPanel);
+  const long qkv_step = std::max(1L, kTaskBytes / long(panel_size<T>(hidden) * sizeof(T)));
   auto project = [&](long task) {
-    for (long p = task * qkv_step; p < std::min(qkv_panels, (task + 1) * qkv_step); ++p)
-      times_panel(
-          static_cast<const T*>(layer.qkv) + p * qkv_panel, hidden, tokens, [&](long r) { return normed + r * hidden; },
-          [&](long r, f32x16 a, f32x16 b) { store_panel(qkv + r * qkv_width, p * kPanel, qkv_width, a, b); });
+    times_panels(
+        static_cast<const T*>(layer.qkv), task * qkv_step, std::min(qkv_panels, (task + 1) * qkv_step), hidden, tokens,
+        [&](long r) { return normed + r * hidden; },
+        [&](long r, long column, f32x16 a, f32x16 b) { store_panel(qkv + r * qkv_width, column, qkv_width, a, b); });
   };
 
   auto rotate_rows = [&](long task) {
@@ -150,31 +150,31 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
              head, shape.heads / shape.kv_heads, scale);
   };
 
-  const long o_panels = ceil_div(hidden, kPanel), o_panel = panel_size<T>(q_width);
-  const long o_step = std::max(1L, std::min(kTaskBytes / long(o_panel * sizeof(T)), o_panels / (2L * pool.threads())));
+  const long o_panels = ceil_div(hidden, kPanel);
+  const long o_fair = o_panels / (2L * pool.threads());
+  const long o_step = std::max(1L, std::min(kTaskBytes / long(panel_size<T>(q_width) * sizeof(T)), o_fair));
   // A copy of the bias that may be read past `hidden`.
   float* bias = static_cast<float*>(pool.scratch(4, (o_panels * kPanel) * sizeof(float)));
   if (layer.o_bias) std::copy(layer.o_bias, layer.o_bias + hidden, bias);
   auto output = [&](long task) {
-    for (long p = task * o_step; p < std::min(o_panels, (task + 1) * o_step); ++p)
-      times_panel(
-          static_cast<const T*>(layer.o) + p * o_panel, q_width, tokens, [&](long r) { return attended + r * q_width; },
-          [&](long r, f32x16 a, f32x16 b) {
-            const long column = p * kPanel;
-            if (layer.o_bias) {
-              a += load16(bias + column);
-              b += load16(bias + column + 16);
-            }
-            const T* from = h + r * hidden;
-            if (column + kPanel > hidden) {
-              float tail[kPanel] = {};
-              for (long c = column; c < hidden; ++c) tail[c - column] = to_float(from[c]);
-              store_panel(h_out + r * hidden, column, hidden, a + load16(tail), b + load16(tail + 16));
-              return;
-            }
-            store16(h_out + r * hidden + column, load16(from + column) + a);
-            store16(h_out + r * hidden + column + 16, load16(from + column + 16) + b);
-          });
+    times_panels(
+        static_cast<const T*>(layer.o), task * o_step, std::min(o_panels, (task + 1) * o_step), q_width, tokens,
+        [&](long r) { return attended + r * q_width; },
+        [&](long r, long column, f32x16 a, f32x16 b) {
+          if (layer.o_bias) {
+            a += load16(bias + column);
+            b += load16(bias + column + 16);
+          }
+          const T* from = h + r * hidden;
+          if (column + kPanel > hidden) {
+            float tail[kPanel] = {};
+            for (long c = column; c < hidden; ++c) tail[c - column] = to_float(from[c]);
+            store_panel(h_out + r * hidden, column, hidden, a + load16(tail), b + load16(tail + 16));
+            return;
+          }
+          store16(h_out + r * hidden + column, load16(from + column) + a);
+          store16(h_out + r * hidden + column + 16, load16(from + column + 16) + b);
+        });
   };
   auto norm_out = [&](long task) {
     row_groups(task, [&](long r) { rms_norm(h_out + r * hidden, layer.post_norm, x_out + r * hidden, hidden, eps); });

@@ -43,14 +43,15 @@ void route(long n, long hidden, long experts, long k, bool normalise, const T* x
            int32_t* ids) {
   Pool& pool = Pool::get();
   auto held = pool.lock();
-  const long width = round_up(experts, kPanel), panel = panel_size<T>(hidden);
+  const long width = round_up(experts, kPanel);
   float* logits = static_cast<float*>(pool.scratch(0, n * width * sizeof(float)));
   auto gate = [&](long task) {
     const long first = task * kRowsPerTask, rows = std::min(kRowsPerTask, n - first);
-    for (long p = 0; p < width / kPanel; ++p)
-      times_panel(
-          packed + p * panel, hidden, rows, [&](long r) { return x + (first + r) * hidden; },
-          [&](long r, f32x16 a, f32x16 b) { store_panel(logits + (first + r) * width, p * kPanel, width, a, b); });
+    times_panels(
+        packed, 0, width / kPanel, hidden, rows, [&](long r) { return x + (first + r) * hidden; },
+        [&](long r, long column, f32x16 a, f32x16 b) {
+          store_panel(logits + (first + r) * width, column, width, a, b);
+        });
     for (long r = first; r < first + rows; ++r) {
       float* row = logits + r * width;
       std::fill(row + experts, row + width, -std::numeric_limits<float>::infinity());
@@ -71,16 +72,16 @@ void dense_mlp(long n, long hidden, long width, const T* x, const T* gate_up, co
   const long up_step = std::max(1L, kTaskBytes / long(up_panel * sizeof(T)));
   const long down_step = std::max(1L, kTaskBytes / long(down_panel * sizeof(T)));
   auto up = [&](long task) {
-    for (long p = task * up_step; p < std::min(up_panels, (task + 1) * up_step); ++p)
-      times_panel(
-          gate_up + p * up_panel, hidden, n, [&](long r) { return x + r * hidden; },
-          [&](long r, f32x16 g, f32x16 u) { store16(inner + r * padded + p * 16, silu16(g) * u); });
+    times_panels(
+        gate_up, task * up_step, std::min(up_panels, (task + 1) * up_step), hidden, n,
+        [&](long r) { return x + r * hidden; },
+        [&](long r, long column, f32x16 g, f32x16 u) { store16(inner + r * padded + column / 2, silu16(g) * u); });
   };
   auto project = [&](long task) {
-    for (long p = task * down_step; p < std::min(down_panels, (task + 1) * down_step); ++p)
-      times_panel(
-          down + p * down_panel, width, n, [&](long r) { return inner + r * padded; },
-          [&](long r, f32x16 a, f32x16 b) { store_panel(out + r * hidden, p * kPanel, hidden, a, b); });
+    times_panels(
+        down, task * down_step, std::min(down_panels, (task + 1) * down_step), width, n,
+        [&](long r) { return inner + r * padded; },
+        [&](long r, long column, f32x16 a, f32x16 b) { store_panel(out + r * hidden, column, hidden, a, b); });
   };
   Phase phases[] = {phase(ceil_div(up_panels, up_step), up), phase(ceil_div(down_panels, down_step), project)};
   pool.run(phases, 2, hidden * width * (3 * long(sizeof(T)) + n / 8) > (256 << 10));
@@ -96,10 +97,10 @@ void head(long n, long hidden, long vocab, float eps, const T* h, const int64_t*
   const long step = std::max(1L, kTaskBytes / long(panel * sizeof(T)));
   auto norm_rows = [&](long r) { rms_norm(h + rows[r] * hidden, norm, normed + r * hidden, hidden, eps); };
   auto project = [&](long task) {
-    for (long p = task * step; p < std::min(panels, (task + 1) * step); ++p)
-      times_panel(
-          packed + p * panel, hidden, n, [&](long r) { return normed + r * hidden; },
-          [&](long r, f32x16 a, f32x16 b) { store_panel(logits + r * vocab, p * kPanel, vocab, a, b); });
+    times_panels(
+        packed, task * step, std::min(panels, (task + 1) * step), hidden, n,
+        [&](long r) { return normed + r * hidden; },
+        [&](long r, long column, f32x16 a, f32x16 b) { store_panel(logits + r * vocab, column, vocab, a, b); });
   };
   Phase phases[] = {phase(n, norm_rows), phase(ceil_div(panels, step), project)};
   pool.run(phases, 2, vocab * hidden * (long(sizeof(T)) + n / 8) > (256 << 10));

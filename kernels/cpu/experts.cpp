@@ -1,8 +1,8 @@
 // The experts of one MoE layer: y[n] = sum over k of weight[n, k] * down(silu(gate(x[n])) * up(x[n])).
 //
-// Rows are grouped by expert, so that an expert's weights are read from memory once per call. Phase 1 computes the hidden
-// activations, a task per expert and slice of hidden units. Phase 2 gives each task a slice of output columns and walks
-// all experts in ascending slot order: a row's sum has the same order of terms in whatever company it comes.
+// Rows are grouped by expert, so that an expert's weights are read from memory once per call. Phase 1 computes the
+// hidden activations, a task per expert and slice of hidden units. Phase 2 gives each task a slice of output columns
+// and walks all experts in ascending slot order: a row's sum has the same order of terms in whatever company it comes.
 #include "api.h"
 #include "gemm.h"
 #include "pool.h"
@@ -12,7 +12,7 @@
 namespace janus {
 namespace {
 
-constexpr long kTaskBytes = 128 << 10;  // weights that one task reads: ~10 us, short against a layer
+constexpr long kTasksPerThread = 16;  // so that threads finish a phase within a sixteenth of each other
 
 struct Shape {
   long hidden, width;
@@ -88,10 +88,14 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, long n, lo
   const long hidden = shape.hidden, padded = shape.padded_width();
   const long total = long(groups.entries.size()), active = long(groups.active.size());
   T* inner = static_cast<T*>(pool.scratch(0, (total * padded + 64) * sizeof(T)));
-  float* sums = static_cast<float*>(pool.scratch(1, (n * hidden + 64) * sizeof(float)));
+  const long stride = shape.down_panels() * kPanel;  // of sums: whole panels
+  float* sums = static_cast<float*>(pool.scratch(1, (n * stride + 64) * sizeof(float)));
 
   const long up_panel = panel_size<T>(hidden), down_panel = panel_size<T>(shape.width);
-  const long per_task = std::max(1L, std::min(shape.gate_up_panels(), kTaskBytes / long(up_panel * sizeof(T))));
+  // A task reads at least 64 KB in one stream, and up to a whole expert where there are enough to go round.
+  const long fair = active * shape.gate_up_panels() / (kTasksPerThread * pool.threads());
+  const long least = ceil_div(64 << 10, up_panel * long(sizeof(T)));
+  const long per_task = std::min(shape.gate_up_panels(), std::max(least, fair));
   const long slices = ceil_div(shape.gate_up_panels(), per_task);
 
   auto gate_up = [&](long task) {
@@ -99,44 +103,39 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, long n, lo
     const T* w = static_cast<const T*>(held[slot]);
     const long first = groups.start[slot], count = groups.start[slot + 1] - first;
     const Entry* rows = groups.entries.data() + first;
-    const long end = std::min(shape.gate_up_panels(), (task % slices + 1) * per_task);
-    for (long p = task % slices * per_task; p < end; ++p) {
-      times_panel(
-          w + p * up_panel, hidden, count, [&](long i) { return x + rows[i].row * hidden; },
-          [&](long i, f32x16 gate, f32x16 up) { store16(inner + (first + i) * padded + p * 16, silu16(gate) * up); });
-    }
+    const long begin = task % slices * per_task, end = std::min(shape.gate_up_panels(), begin + per_task);
+    times_panels(
+        w, begin, end, hidden, count, [&](long i) { return x + rows[i].row * hidden; },
+        [&](long i, long column, f32x16 gate, f32x16 up) {
+          store16(inner + (first + i) * padded + column / 2, silu16(gate) * up);  // 32 columns are 16 units
+        });
   };
 
   // Columns of y per task: few enough that all threads have some, whole panels, and a contiguous read per expert.
   const long columns = std::max(1L, std::min(4L, shape.down_panels() / (2L * pool.threads())));
+  auto down_weights = [&](long a) { return static_cast<const T*>(held[groups.active[a]]) + shape.gate_up_size<T>(); };
   auto down = [&](long task) {
     const long begin = task * columns, end = std::min(shape.down_panels(), begin + columns);
     const long left = begin * kPanel, right = std::min(hidden, end * kPanel);
-    for (long row = 0; row < n; ++row) std::memset(sums + row * hidden + left, 0, (right - left) * sizeof(float));
-    for (int32_t slot : groups.active) {
-      const T* w = static_cast<const T*>(held[slot]) + shape.gate_up_size<T>();
-      const long first = groups.start[slot], count = groups.start[slot + 1] - first;
+    for (long row = 0; row < n; ++row)
+      std::memset(sums + row * stride + left, 0, (end - begin) * kPanel * sizeof(float));
+    for (long i = 0; i < active; ++i) {
+      const T* w = down_weights(i);
+      const T* next_expert = i + 1 < active ? down_weights(i + 1) + begin * down_panel : nullptr;
+      const long first = groups.start[groups.active[i]], count = groups.start[groups.active[i] + 1] - first;
       const Entry* rows = groups.entries.data() + first;
-      for (long p = begin; p < end; ++p) {
+      for (long p = begin; p < end; ++p)
         times_panel(
-            w + p * down_panel, shape.width, count, [&](long i) { return inner + (first + i) * padded; },
-            [&](long i, f32x16 a, f32x16 b) {
-              float* y = sums + rows[i].row * hidden;
-              const long column = p * kPanel;
-              if (column + kPanel <= hidden) {
-                store16(y + column, load16(y + column) + rows[i].weight * a);
-                store16(y + column + 16, load16(y + column + 16) + rows[i].weight * b);
-              } else {
-                for (long c = column; c < hidden; ++c) {
-                  const long lane = c - column;
-                  y[c] += rows[i].weight * (lane < 16 ? a[lane] : b[lane - 16]);
-                }
-              }
+            w + p * down_panel, shape.width, count, p + 1 < end ? w + (p + 1) * down_panel : next_expert,
+            [&](long r) { return inner + (first + r) * padded; },
+            [&](long r, f32x16 a, f32x16 b) {
+              float* y = sums + rows[r].row * stride + p * kPanel;
+              store16(y, load16(y) + rows[r].weight * a);
+              store16(y + 16, load16(y + 16) + rows[r].weight * b);
             });
-      }
     }
     for (long row = 0; row < n; ++row) {
-      const float* from = sums + row * hidden;
+      const float* from = sums + row * stride;
       T* to = out + row * hidden;
       long c = left;
       for (; c + 16 <= right; c += 16) store16(to + c, load16(from + c));

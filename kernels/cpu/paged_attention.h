@@ -1,8 +1,8 @@
 // Causal softmax attention of a few query rows over a paged context, one key/value head at a time.
 //
 // The context is walked in tiles of 64 tokens that start at multiples of 64, with a running maximum and sum (online
-// softmax, Milakov and Gimelshein 2018). A row's operations depend on its own context alone: the same row gives the same
-// bits as a decode step, inside a prefill chunk, and beside any other sequences.
+// softmax, Milakov and Gimelshein 2018). A row's operations depend on its own context alone: the same row gives the
+// same bits as a decode step, inside a prefill chunk, and beside any other sequences.
 #pragma once
 
 #include <algorithm>
@@ -125,7 +125,7 @@ inline void add_values(const T* values, const long* offset, long n, const float 
     for (int w = 0; w < W; ++w) store16(acc + j * width + w * 16, sums[j][w]);
 }
 
-// Adds n tokens (1 <= n <= kTile) to the states of J query heads. D is head_dim where it is known at compile time, or 0.
+// Adds n tokens (1 <= n <= kTile) to the states of J query heads. D is head_dim where known at compile time, else 0.
 template <typename T, int D, int J>
 inline void attend_tile(const T* q, const T* keys, const T* values, const long* offset, long n, long head_dim,
                         float scale, float* state, long width) {
@@ -158,8 +158,8 @@ void attend_group(const T* q, const T* keys, const T* values, const long* offset
     attend_tile<T, D, 1>(q + j * head_dim, keys, values, offset, n, head_dim, scale, state + j * width, width);
 }
 
-// Attention of `rows` consecutive query rows and the query heads of key head `head`. q and out are [rows, heads, D] with
-// `stride` elements from row to row; row r sees the first `visible + r` tokens.
+// Attention of `rows` consecutive query rows and the query heads of key head `head`. q and out are [rows, heads, D]
+// with `stride` elements from row to row; row r sees the first `visible + r` tokens.
 template <typename T>
 void attend(const PagedContext<T>& context, const T* q, T* out, long stride, long rows, long visible, long head,
             long group, float scale) {
