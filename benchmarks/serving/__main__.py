@@ -25,7 +25,7 @@ from benchmarks.serving.engines import (
     VllmEngine,
     client_worker,
 )
-from benchmarks.serving.machine import commit, hardware
+from benchmarks.serving.machine import Patience, commit, hardware
 from benchmarks.serving.report import CLUSTER, summary, tables, write_into
 from benchmarks.serving.worker import REPOSITORY, Worker
 from benchmarks.serving.workload import Workload
@@ -45,6 +45,7 @@ def main() -> int:
     os.sched_setaffinity(0, cores)  # inherited by every process of the run
     models: dict[str, dict[str, Any]] = {}
     logs = Path(tempfile.mkdtemp(prefix="janus-bench-"))
+    patience = Patience(quiet_cores=given.quiet_cores, budget_s=given.patience if given.wait else 0.0)
     client = client_worker(logs / "client.log")
     try:
         for name, dtype in ((name, dtype) for name in given.checkpoints for dtype in given.dtypes):
@@ -55,19 +56,18 @@ def main() -> int:
                 engines=list(_engines(given, checkpoint, dtype=dtype, client=client, logs=folder, cores=len(cores))),
                 workload=Workload(output_tokens=given.output_tokens, vocab_size=checkpoint.vocab_size),
                 schedule=_schedule(given),
+                patience=patience,
                 client_pid=client.pid,
                 label=f"{name} {dtype}",
             )
             campaign.skipped |= _not_installed(given, checkpoint, dtype)
             campaign.measure()
             models.setdefault(name, {})[dtype] = summary(campaign)
-            _write(given, _result(given, models, len(cores)))  # what is measured is kept, whatever comes
+            result = _result(given, models, len(cores))
+            _write(given, result)  # what is measured is kept, whatever comes
     finally:
         client.close()
-    result = _result(given, models, len(cores))
     print(tables(result))
-    if given.document:
-        write_into(given.document, tables(result))
     print(f"written: {given.output}; logs: {logs}", file=sys.stderr)
     return 0
 
@@ -80,12 +80,13 @@ def _arguments() -> argparse.Namespace:
     add("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"], metavar="DTYPE")
     add("--engines", nargs="+", choices=_ENGINES, default=list(_ENGINES), metavar="ENGINE", help=", ".join(_ENGINES))
     add("--concurrency", nargs="+", type=int, default=[1, 8, 32, 64], metavar="N", help="requests at once")
-    add("--rounds", type=int, default=5, help="measurements of each cell, interleaved (default: 5)")
+    add("--rounds", type=int, default=3, help="measurements of each cell, interleaved (default: 3)")
     add("--output-tokens", type=int, default=64, help="per request (default: 64)")
     add("--cores", type=int, default=None, help="use the first N cores (default: all)")
     add("--threads", type=int, default=0, help="threads per attention and expert instance (default: as janus up)")
     add("--no-wait", dest="wait", action="store_false", help="do not wait for a quiet machine; others are recorded")
     add("--quiet-cores", type=float, default=0.1, help="cores that others may use (default: 0.1)")
+    add("--patience", type=float, default=900.0, help="seconds to wait for a quiet machine in all (default: 900)")
     add("--output", type=Path, default=_RESULT, help="result file (default: benchmarks/results/serving.json)")
     add("--document", type=Path, default=_DOCUMENT, help="document whose table is replaced (default: the project's)")
     rivals = parser.add_argument_group("other engines, measured when they are installed")
@@ -118,8 +119,6 @@ def _schedule(given: argparse.Namespace) -> Schedule:
         rounds=given.rounds,
         min_cell_s=0.5 if given.quick else 2.0,
         max_batches=2 if given.quick else 5,
-        wait=given.wait,
-        quiet_cores=given.quiet_cores,
     )
 
 
@@ -195,6 +194,8 @@ def _result(given: argparse.Namespace, models: dict[str, dict[str, Any]], cores:
 def _write(given: argparse.Namespace, result: dict[str, Any]) -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
+    if given.document:
+        write_into(given.document, tables(result))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.serving.breakdown import step_breakdown
 from benchmarks.serving.engines import Engine, EngineError, JanusEngine
-from benchmarks.serving.machine import CpuMeter, wait_quiet
+from benchmarks.serving.machine import CpuMeter, Patience
 from benchmarks.serving.workload import Run, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How much is measured, and how quiet the machine has to be."""
+    """How much is measured."""
 
     concurrencies: tuple[int, ...] = (1, 8, 32, 64)
-    rounds: int = 5
+    rounds: int = 3
     #: A cell is repeated until its batches took this long together, so that short ones are no single sample.
     min_cell_s: float = 2.0
     max_batches: int = 5
-    wait: bool = True
-    #: Cores that others may use before a cell starts, and during it before it is measured again.
-    quiet_cores: float = 0.1
-    quiet_timeout_s: float = 120.0
+    #: How often a cell is measured again when others used twice the cores that count as quiet.
     retries: int = 2
 
 
@@ -57,6 +55,7 @@ class Campaign:
     engines: Sequence[Engine]
     workload: Workload
     schedule: Schedule
+    patience: Patience
     client_pid: int
     label: str
     cells: list[Cell] = field(default_factory=list)
@@ -102,13 +101,12 @@ class Campaign:
         return True
 
     def _measure_cell(self, engine: Engine, concurrency: int, number: int) -> None:
-        schedule = self.schedule
-        for attempt in range(1 + (schedule.retries if schedule.wait else 0)):
+        for _ in range(1 + self.schedule.retries):
+            started = time.monotonic()
             cell = self._try_cell(engine, concurrency, number)
-            if not cell.disturbed:
+            if not cell.disturbed or not self.patience.left:
                 break
-            if attempt < schedule.retries and schedule.wait:
-                self._tell(f"{engine.name} N={concurrency}: others used {cell.others_cores:.2f} cores; once more")
+            self.patience.spend(time.monotonic() - started)
         self.cells.append(cell)
         self._tell(
             f"round {number + 1} {engine.name:>13} N={concurrency:<3} {cell.tokens_per_s:8.1f} tokens/s  "
@@ -117,9 +115,7 @@ class Campaign:
 
     def _try_cell(self, engine: Engine, concurrency: int, number: int) -> Cell:
         schedule = self.schedule
-        before = wait_quiet(
-            limit_cores=schedule.quiet_cores, timeout_s=schedule.quiet_timeout_s if schedule.wait else 0.0
-        )
+        before = self.patience.wait()
         meter = CpuMeter({**engine.processes(), "client": [self.client_pid]})
         runs: list[Run] = []
         while len(runs) < schedule.max_batches and (not runs or sum(r.wall_s for r in runs) < schedule.min_cell_s):
@@ -137,7 +133,7 @@ class Campaign:
             cpu_ms_per_token={name: round(1e3 * used / tokens, 4) for name, used in use.own_s.items()},
             others_cores_before=round(before, 3),
             others_cores=round(use.others_cores, 3),
-            disturbed=use.others_cores > 2 * schedule.quiet_cores,
+            disturbed=use.others_cores > 2 * self.patience.quiet_cores,
         )
 
     def _look_inside(self, engine: JanusEngine) -> None:

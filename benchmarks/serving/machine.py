@@ -125,15 +125,31 @@ def _busy_s() -> float:
     return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
 
 
-def wait_quiet(*, limit_cores: float, timeout_s: float, sample_s: float = 0.5) -> float:
-    """Wait until the machine is idle but for ``limit_cores``; returns how many were busy in the last look.
+class Patience:
+    """Waits for a quiet machine, for ``budget_s`` in all: on a busy one the run goes on, and says so."""
 
-    Engines that wait for requests count as busy too when they spin, which is as it should be.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        meter = CpuMeter({})
-        time.sleep(sample_s)
-        busy = meter.read().others_cores
-        if busy <= limit_cores or time.monotonic() >= deadline:
-            return busy
+    def __init__(self, *, quiet_cores: float, budget_s: float) -> None:
+        self.quiet_cores = quiet_cores
+        self._left_s = budget_s
+
+    @property
+    def left(self) -> bool:
+        """Whether there is budget left."""
+        return self._left_s > 0
+
+    def spend(self, seconds: float) -> None:
+        """Charge a measurement that has to be made again."""
+        self._left_s -= seconds
+
+    def wait(self, sample_s: float = 0.5) -> float:
+        """Wait until others use no more than ``quiet_cores``; returns how many they used in the last look.
+
+        Engines that wait for requests count as others too when they spin, which is as it should be.
+        """
+        while True:
+            meter = CpuMeter({})
+            time.sleep(sample_s)
+            busy = meter.read().others_cores
+            if busy <= self.quiet_cores or not self.left:
+                return busy
+            self.spend(sample_s)

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.serving.breakdown import step_breakdown
 from benchmarks.serving.campaign import Campaign, Cell, Schedule
 from benchmarks.serving.checkpoints import _write_tokenizer
+from benchmarks.serving.machine import Patience
 from benchmarks.serving.report import summary, tables, vs, write_into
 from benchmarks.serving.worker import Worker, WorkerError
 from benchmarks.serving.workload import Run, Workload
@@ -81,7 +82,8 @@ def test_ratios_pair_cells_of_one_round_and_leave_disturbed_pairs_out() -> None:
 
 def test_the_document_shows_the_result(tmp_path: Path) -> None:
     workload, schedule = Workload(vocab_size=300), Schedule()
-    campaign = Campaign(engines=[], workload=workload, schedule=schedule, client_pid=1, label="test")
+    patience = Patience(quiet_cores=0.1, budget_s=0.0)
+    campaign = Campaign(engines=[], workload=workload, schedule=schedule, patience=patience, client_pid=1, label="test")
     campaign.cells = [cell(name, 0, rate, n=n) for name, rate in (("1A1E", 90), ("monolithic", 100)) for n in (1, 8)]
     campaign.breakdowns = {"1A1E": {"1": step_breakdown(cluster_run(10))}}
     campaign.skipped = {"vllm": "no --vllm-python was given"}
