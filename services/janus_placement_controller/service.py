@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import msgspec
@@ -113,17 +114,30 @@ class ControllerService:
         try:
             context.announce(port=listener.port, ops_port=ops_port)
             context.health.set("ready")
-            while not context.stop.is_set():
-                self.handle(Tick(now=time.monotonic()))
-                try:
-                    async with asyncio.timeout(self._options.heartbeat_s / 2):
-                        await context.stop.wait()
-                except TimeoutError:
-                    continue
+            await self._judge_silence()
         finally:
             await listener.close()
             if ops is not None:
                 await ops.close()
+
+    async def _judge_silence(self) -> None:
+        """Tick until the end, but not right after this process was held up itself: then it could hear nobody.
+
+        On a machine that is busy or was asleep, all instances would else be given up at once, and their work with them.
+        """
+        heartbeat_s, stop = self._options.heartbeat_s, self._context.stop
+        last = judge_from = time.monotonic()
+        while not stop.is_set():
+            now = time.monotonic()
+            if now - last > heartbeat_s:
+                log.warning("held_up", seconds=round(now - last, 1))
+                judge_from = now + heartbeat_s  # everyone has reported once by then
+            last = now
+            if now >= judge_from:
+                self.handle(Tick(now=now))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(heartbeat_s / 2):
+                    await stop.wait()
 
     def _admit(self, identity: Identity) -> Refused | None:
         if identity.dtype and self._dtype and identity.dtype != self._dtype:
