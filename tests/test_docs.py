@@ -10,22 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CODE = ("src", "services", "benchmarks")
 REFERENCE = re.compile(r"`([\w/]+\.py)::([\w.]+)`")
 
 
 def defined(path: Path, dotted: str) -> bool:
-    """Whether ``path`` defines the function, class or method ``dotted``, also one inherited within the file."""
-    scope: list[ast.stmt] = ast.parse(path.read_text()).body
-    for name in dotted.split("."):
-        found = [
-            node
-            for node in scope
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name
-        ]
-        if not found:
-            return False
-        scope = found[0].body
-    return True
+    """Whether ``path`` defines ``dotted``: ``function``, ``Class``, ``Class.method``, or a method by its name alone."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+            names |= {f"{node.name}.{method}" for method in methods} | set(methods)
+    return dotted in names
 
 
 def references() -> list[tuple[str, str]]:
@@ -34,9 +32,7 @@ def references() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("file", "name"), references())
 def test_every_function_that_a_document_names_exists(file: str, name: str) -> None:
-    full = (
-        [ROOT / file] if "/" in file else sorted((ROOT / "services").rglob(file)) + sorted(ROOT.rglob(f"src/**/{file}"))
-    )
+    full = [ROOT / file] if "/" in file else [path for part in CODE for path in sorted((ROOT / part).rglob(file))]
     assert any(path.is_file() and defined(path, name) for path in full), f"{file} does not define {name}"
 
 
