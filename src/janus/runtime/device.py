@@ -6,6 +6,7 @@ import torch
 
 from janus.config.options import Device, DType
 from janus.errors import ConfigError
+from janus.model.kernels import configure_threads, default_threads
 
 _DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -16,14 +17,17 @@ def torch_dtype(name: DType) -> torch.dtype:
 
 
 def prepare(device: Device, threads: int) -> torch.device:
-    """Set the number of CPU threads (0 = leave it to torch) and return the device that ``device`` means here.
+    """Set the CPU threads (0 = all cores, or ``OMP_NUM_THREADS``) and return the device that ``device`` means.
 
     Raises:
         ConfigError: a GPU is asked for and torch sees none.
     """
-    if threads > 0:
-        torch.set_num_threads(threads)
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ConfigError("--device", "torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
+    chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
+    if chosen.type == "cpu":
+        configure_threads(threads or default_threads())
+    elif threads:
+        torch.set_num_threads(threads)
+    return chosen
