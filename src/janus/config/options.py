@@ -261,7 +261,7 @@ class ControllerOptions(ServiceOptions):
         0, help="Slots per expert instance and MoE layer.", unit="slots", default_text="0 = an even share", minimum=0
     )
     heartbeat_s: float = option(
-        0.5, help="How often instances report; three missed reports mark one as failed.", unit="seconds", minimum=0.01
+        0.5, help="How often instances report; eight missed reports mark one as failed.", unit="seconds", minimum=0.01
     )
 
 
