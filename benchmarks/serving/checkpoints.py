@@ -11,7 +11,7 @@ from benchmarks.serving.worker import REPOSITORY
 
 CACHE = REPOSITORY / "benchmarks" / ".cache"
 #: Raised when the files below are written differently.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,11 @@ def _write_tokenizer(directory: Path, vocab_size: int) -> None:
     """Write a tokenizer in which every id has text, so that every token is an event on every engine's stream."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    tokens = ["<|pad|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = ["<|pad|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "\u0120w"]
     tokens += [f"\u0120w{number}" for number in range(vocab_size - len(tokens))]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    # One merge, since llama.cpp takes no vocabulary without.
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("\u0120", "w")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(tokens[:2])
