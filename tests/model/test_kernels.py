@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from janus.model.batch import StepBatch
 from janus.model.kernels import build
 from janus.model.kernels.library import configure_threads, default_threads, load_library
+from janus.model.kv_cache import PagedKVCache
+from janus.model.memory import Arena, huge_bytes
+from janus.model.random_model import random_config, write_random_model
 from tests.model.engine import Engine
 
 TOKENS = torch.randint(0, 320, (200,), generator=torch.Generator().manual_seed(9)).tolist()
@@ -20,8 +26,6 @@ TOKENS = torch.randint(0, 320, (200,), generator=torch.Generator().manual_seed(9
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
-    from janus.model.random_model import random_config, write_random_model
-
     config = random_config(head_dim=64, hidden_size=256, num_layers=2, num_experts=16, top_k=4, dtype=torch.bfloat16)
     path = write_random_model(tmp_path_factory.mktemp("kernels"), config, std=0.1)
     return {
@@ -157,3 +161,57 @@ def test_default_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch)
     assert default_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     assert default_threads() == len(os.sched_getaffinity(0))
+
+
+def test_callers_on_several_threads_take_turns(engines: dict[str, Engine]) -> None:
+    """The pool serves one call at a time; calls from other threads wait and get their own results."""
+    bank, hidden = engines["kernels"].bank, engines["kernels"].config.hidden_size
+    generator = torch.Generator().manual_seed(4)
+    inputs = [
+        (
+            torch.randn(rows, hidden, generator=generator).bfloat16(),
+            torch.randint(0, 16, (rows, 4), generator=generator, dtype=torch.int32),
+            torch.rand(rows, 4, generator=generator),
+        )
+        for rows in (1, 5, 40, 17)
+    ]
+    want = [bank.forward(0, *each) for each in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            got = list(threads.map(lambda each: bank.forward(0, *each), inputs))
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_cache_of_another_dtype_is_refused(engines: dict[str, Engine]) -> None:
+    engine = engines["kernels"]
+    other = PagedKVCache(engine.config, 4, 16, torch.float32)
+    batch = StepBatch(
+        token_ids=np.array([1]),
+        positions=np.array([0]),
+        slot_mapping=np.array([0]),
+        query_start=np.array([0, 1]),
+        context_len=np.array([1]),
+        block_tables=np.array([[0]]),
+        sample_rows=np.array([0]),
+    )
+    with pytest.raises(ValueError, match="KV cache is"):
+        engine.model.attention(0, engine.model.embed(batch), batch, other)
+
+
+def test_memory_is_aligned_zeroed_and_apart() -> None:
+    arena = Arena(chunk_bytes=1 << 20)
+    pieces = [arena.take(count) for count in (1, 100, 4096, 900_000, 3 << 20, 7)]
+    for index, piece in enumerate(pieces):
+        assert piece.data_ptr() % 64 == 0
+        assert not piece.any()
+        piece.fill_(index + 1)
+    assert all(bool((piece == index + 1).all()) for index, piece in enumerate(pieces))
+    assert huge_bytes(5).data_ptr() % (2 << 20) == 0
+
+
+def test_cache_size_is_what_it_says() -> None:
+    config = random_config()
+    cache = PagedKVCache(config, 10, 16, torch.bfloat16)
+    assert cache.nbytes == 10 * PagedKVCache.bytes_per_block(config, 16, torch.bfloat16)
+    assert len(cache.keys) == len(cache.values) == config.num_layers
+    assert cache.keys[0].shape == (10, config.num_kv_heads, 16, config.head_dim)

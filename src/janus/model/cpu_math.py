@@ -77,6 +77,8 @@ class CpuMath:
         """Residual stream after attention, and the normed MLP input."""
         step = batch.prepared
         assert isinstance(step, _Step), "call embed first"
+        if kv.dtype != self._torch_dtype:
+            raise ValueError(f"the KV cache is {kv.dtype}, expected {self._torch_dtype}")
         h = self._input(h)
         h_out, x_out = torch.empty_like(h), torch.empty_like(h)
         weights = self._layers[layer]
