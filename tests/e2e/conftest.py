@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 import pytest
 import torch
 
+from tests.e2e.cases import NAMED, prompts_for, spec_of
 from tests.e2e.client import Client
 from tests.e2e.cluster import Cluster, Clusters, Spec
+from tests.e2e.hostile import Scene, streams_beside
 from tests.e2e.lab import Lab
 
 #: One stays warm for the next tests while another runs; more would only compete for the cores.
@@ -52,6 +54,19 @@ async def connect() -> AsyncIterator[Callable[[Cluster], Client]]:
     yield make
     for client in clients:
         await client.http.aclose()
+
+
+@pytest.fixture
+async def scene(lab: Lab, connect: Callable[[Cluster], Client]) -> AsyncIterator[Scene]:
+    """Eight streams beside whatever a test does; afterwards the same processes, all well, and no work left."""
+    name, topology = NAMED
+    cluster = lab.clusters.get(spec_of(lab.model_dir(name), topology))
+    pids = {instance.name: instance.pid for instance in cluster.state().instances}
+    async with streams_beside(connect(cluster), prompts_for(lab.oracle(name))):
+        yield Scene(cluster)
+    assert {instance.name: instance.pid for instance in cluster.state().instances} == pids
+    assert cluster.whole()
+    cluster.wait_idle()
 
 
 @pytest.hookimpl(wrapper=True)

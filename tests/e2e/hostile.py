@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from janus.errors import LinkError
 from janus.messages import PROTOCOL_VERSION, Message, encode
@@ -20,6 +21,8 @@ from tests.e2e.oracle import Expected
 from tests.e2e.waiting import LIMIT_S, until_async
 
 HOST = "127.0.0.1"
+#: Who has a UCX port.
+ROLES = ("controller", "attention", "expert")
 
 
 def identity(role: Role = "tool", instance: str = "intruder", **fields: object) -> Identity:
@@ -118,6 +121,16 @@ class Peer:
     def on_closed(self, link: Link, error: LinkError) -> None:
         self.lost.set()
         self._news.set()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A cluster with eight streams running."""
+
+    cluster: Cluster
+
+    def port(self, role: str) -> int:
+        return self.cluster.instance(f"{role}-0").port
 
 
 @contextlib.asynccontextmanager

@@ -103,6 +103,16 @@ class Oracle:
         logits = self.model(ids, attention_mask=mask, position_ids=positions).logits
         return [row[-len(own) :].float() for row, own in zip(logits, tokens, strict=True)]
 
+    @torch.inference_mode()
+    def score_stepwise(self, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """As ``score``, one token after the other with a KV cache: how generation computes them."""
+        rows, cache, given = [], None, list(prompt)
+        for token in tokens:
+            output = self.model(torch.tensor([given]), past_key_values=cache, use_cache=True)
+            rows.append(output.logits[0, -1].float())
+            cache, given = output.past_key_values, [token]
+        return torch.stack(rows)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, without special ones."""
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)

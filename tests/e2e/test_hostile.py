@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -29,45 +28,12 @@ from janus.messages.control import (
     Tokens,
 )
 from janus.transport import Kind, connect
-from tests.e2e.client import Client
-from tests.e2e.cluster import Cluster
-from tests.e2e.hostile import HOST, Peer, Stranger, framed, hello, identity, logged, streams_beside
+from tests.e2e.cases import NAMED
+from tests.e2e.hostile import HOST, ROLES, Peer, Scene, Stranger, framed, hello, identity, logged
 from tests.e2e.lab import Lab
-from tests.e2e.oracle import Expected
-from tests.e2e.test_streams import NAMED
-from tests.e2e.test_tokens import prompts_for, spec_of
 from tests.e2e.waiting import LIMIT_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
-
-ROLES = ("controller", "attention", "expert")
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A cluster with eight streams running."""
-
-    cluster: Cluster
-    client: Client
-    expected: list[Expected]
-
-    def port(self, role: str) -> int:
-        return self.cluster.instance(f"{role}-0").port
-
-
-@pytest.fixture
-async def scene(lab: Lab, connect: Callable[[Cluster], Client]) -> AsyncIterator[Scene]:
-    """Afterwards: the same processes, nobody restarted, and no work left."""
-    name, topology = NAMED
-    cluster = lab.clusters.get(spec_of(lab.model_dir(name), topology))
-    client, expected = connect(cluster), prompts_for(lab.oracle(name))[:8]
-    pids = {instance.name: instance.pid for instance in cluster.state().instances}
-    async with streams_beside(client, expected):
-        yield Scene(cluster, client, expected)
-    assert {instance.name: instance.pid for instance in cluster.state().instances} == pids
-    assert {member.state for member in cluster.status().view.members} == {"ready"}
-    cluster.wait_idle()
-
 
 _OTHER_VERSION = bytearray(framed(hello()))
 _OTHER_VERSION[4] = 7

@@ -19,11 +19,11 @@ from janus.cluster.instances import InstanceSpec, Started
 from janus.cluster.local import LocalLauncher
 from janus.cluster.status import fetch_status, problems
 from janus.messages.control import Role
+from tests.e2e.cases import prompts_for
 from tests.e2e.client import Client
 from tests.e2e.cluster import Cluster, Spec
 from tests.e2e.lab import Lab
 from tests.e2e.test_faults import streaming
-from tests.e2e.test_tokens import prompts_for
 from tests.e2e.waiting import LIMIT_S, until, until_async
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]

@@ -7,17 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.e2e.cases import NAMED, TORN, prompts_for, spec_of
 from tests.e2e.client import Client
 from tests.e2e.cluster import Cluster
 from tests.e2e.lab import Lab
 from tests.e2e.oracle import NEW_TOKENS, Expected
-from tests.e2e.test_tokens import prompts_for, spec_of
 from tests.e2e.waiting import until_async
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-#: Of "grouped" every token is a word of its own; of "biased" every token ends inside a character.
-NAMED, TORN = ("grouped", (2, 2)), ("biased", (3, 1))
 _LONG = 400
 
 

@@ -5,14 +5,13 @@ None of them is special: a text shows every token, also those that would end it.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 def write_named(directory: Path, size: int) -> None:
-    """Token 17 reads `` t17``: ``named_ids`` gets the ids back from a text."""
+    """Token 17 reads `` t17``; a text says which tokens it came from."""
     _write(directory, [f" t{token}".encode() for token in range(size)])
 
 
@@ -24,12 +23,6 @@ def write_torn(directory: Path, size: int) -> None:
     """
     tails = [bytes((first, second)) for first in range(0x80, 0xC0) for second in range(0x80, 0xC0)]
     _write(directory, [tail + b"\xe5" for tail in tails[:size]])
-
-
-def named_ids(text: str) -> list[int]:
-    """The ids of the tokens of a text of ``write_named``."""
-    assert re.fullmatch(r"( t\d+)*", text), text
-    return [int(name) for name in re.findall(r"\d+", text)]
 
 
 def _write(directory: Path, tokens: list[bytes]) -> None:
