@@ -42,6 +42,8 @@ class AppConfig:
     api_key: str = ""
     max_body_bytes: int = 4 << 20
     request_timeout_s: float = 600.0
+    #: Output tokens of a chat request that names no limit.
+    default_max_tokens: int = 4096
     #: Sequences that one request may start.
     max_sequences: int = 256
 
@@ -68,7 +70,7 @@ class Gateway:
         self.health = health
         self.metrics = metrics
         self.config = config
-        self._encoder = PromptEncoder(model)
+        self._encoder = PromptEncoder(model, default_max_tokens=config.default_max_tokens)
         #: Requests between their first byte and their admission.
         self._arriving = 0
         self._limits = Limits(

@@ -33,8 +33,12 @@ class Prepared:
 class PromptEncoder:
     """Turns prompts into token ids for one model. At most one long text is encoded at a time."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, *, default_max_tokens: int) -> None:
+        """``default_max_tokens``: what a request that names no limit may generate. It would otherwise reserve the whole
+        context, at admission and in the KV cache, and a handful of chats would fill both.
+        """
         self._model = model
+        self._default_max_tokens = default_max_tokens
         self._long_texts = asyncio.Semaphore(1)
 
     async def prepare(self, spec: GenerationSpec, *, id_prefix: str) -> Prepared:
@@ -90,7 +94,7 @@ class PromptEncoder:
                 param=param,
                 code="context_length_exceeded",
             )
-        wanted = room if spec.max_tokens is None else spec.max_tokens
+        wanted = min(room, self._default_max_tokens) if spec.max_tokens is None else spec.max_tokens
         if wanted > room:
             raise InvalidRequest(
                 f"This model's context is {context} tokens. You asked for {prompt_len + wanted}: {prompt_len} in the "
@@ -100,7 +104,8 @@ class PromptEncoder:
             )
         if spec.params.min_tokens > wanted:
             raise InvalidRequest(
-                f"min_tokens is {spec.params.min_tokens} and the context leaves room for {wanted}; lower it",
+                f"min_tokens is {spec.params.min_tokens} and {wanted} is the limit of this request; lower it, or give "
+                "max_tokens",
                 param="min_tokens",
             )
         return msgspec.structs.replace(spec.params, max_tokens=wanted)

@@ -69,6 +69,7 @@ class GatewayService:
                 api_key=options.api_key,
                 max_body_bytes=options.max_body_bytes,
                 request_timeout_s=options.request_timeout_s,
+                default_max_tokens=options.default_max_tokens,
                 max_sequences=options.max_queue,
             ),
         )

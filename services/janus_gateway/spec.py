@@ -28,7 +28,7 @@ class GenerationSpec:
     prompts: tuple[Prompt, ...]
     #: ``max_tokens`` in here is 0 when the client gave none; see ``max_tokens``.
     params: SamplingParams
-    #: None: as many as the context has room for.
+    #: None: the gateway's default, where the context has room for as many.
     max_tokens: int | None
     n: int = 1
     stop: tuple[str, ...] = ()

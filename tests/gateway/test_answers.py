@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus.text import Tokenizer
-from tests.gateway.cluster import MODEL, EchoCluster
+from janus_gateway.app import AppConfig
+from tests.gateway.cluster import MODEL, EchoCluster, echo_cluster
 
 TEXT = "Grüße 日本語 👩‍👩‍👧, one\n\ntwo three"
 
@@ -231,6 +232,14 @@ async def test_continuous_usage_counts_up(cluster: EchoCluster, tokenizer: Token
     assert counts == sorted(counts)
     assert counts[0] == 1
     assert counts[-1] == len(tokenizer.encode("abc")) + 1
+
+
+async def test_a_chat_without_a_limit_takes_the_gateways_default(tokenizer: Tokenizer) -> None:
+    async with echo_cluster(tokenizer, config=AppConfig(default_max_tokens=5)) as cluster:
+        messages = [{"role": "user", "content": "a long way to go"}]
+        answer = (await cluster.complete(messages, "/v1/chat/completions")).json()
+        assert answer["usage"]["completion_tokens"] == 5
+        assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def test_unknown_fields_and_nulls_are_ignored(cluster: EchoCluster) -> None:

@@ -115,7 +115,7 @@ CASES: dict[str, tuple[str, bytes, int, str | None, str]] = {
     "JSON mode": (CHAT, chat(response_format={"type": "json_object"}), 400, "response_format", "text"),
     "top_logprobs alone": (CHAT, chat(top_logprobs=2), 400, "top_logprobs", "logprobs"),
     "top_logprobs too many": (CHAT, chat(logprobs=True, top_logprobs=21), 400, "top_logprobs", "20"),
-    "min_tokens over the room": (CHAT, chat(min_tokens=CONTEXT), 400, "min_tokens", "room"),
+    "min_tokens over the room": (CHAT, chat(min_tokens=CONTEXT), 400, "min_tokens", "limit"),
 }
 
 

@@ -149,6 +149,12 @@ class GatewayOptions(ServiceOptions):
         unit="tokens",
         minimum=1,
     )
+    default_max_tokens: int = option(
+        4096,
+        help="Output tokens of a chat request that gives no max_tokens, where the context leaves as many.",
+        unit="tokens",
+        minimum=1,
+    )
     max_body_bytes: int = option(4 << 20, help="Largest HTTP body.", unit="bytes", default_text="4MiB", minimum=1024)
     request_timeout_s: float = option(
         600.0, help="Longest time that one request may take.", unit="seconds", minimum=0.001
