@@ -23,6 +23,7 @@ import structlog
 from janus.errors import DeadlineExceeded, LinkBroken, LinkError, ProtocolViolation
 from janus.transport.buffers import Buffer, BufferPool
 from janus.transport.ucx import Engine
+from janus.transport.ucx_strays import CHECK_EVERY_S, StraySockets
 from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, OnWire, Wire, WireHandler
 
 log = structlog.get_logger(__name__)
@@ -220,6 +221,8 @@ class UcxListener:
             self._engine.release()
             raise OSError(errno.EADDRINUSE, f"UCX cannot listen on port {port}: {error}") from error
         self._port: int = self._listener.port
+        self._strays = StraySockets(self._port)
+        self._check_timer = self._engine.loop.call_later(CHECK_EVERY_S, self._check_strays)
 
     @property
     def port(self) -> int:
@@ -237,8 +240,14 @@ class UcxListener:
     def _wire_closed(self) -> None:
         self._alive -= 1
         if self._closed and not self._alive:
+            self._check_timer.cancel()
+            self._strays.close()
             self._listener = None
             self._engine.release()
+
+    def _check_strays(self) -> None:
+        self._check_timer = self._engine.loop.call_later(CHECK_EVERY_S, self._check_strays)
+        self._strays.check()
 
     def _on_endpoint(self, endpoint: Any) -> None:
         # UCX calls from within progress(), where nothing else of UCX may be used.
