@@ -13,7 +13,7 @@ import httpx
 from janus.cluster.groups import one_error
 from janus.cluster.instances import STOP_ORDER, Exited, InstanceSpec, Started
 from janus.cluster.launcher import Launcher
-from janus.cluster.local import describe_status, port_arguments
+from janus.cluster.local import describe_status, port_arguments, tail
 from janus.cluster.state import ClusterState, InstanceState, RunDirectory
 from janus.cluster.status import fetch_status, what_is_missing
 from janus.config import UpOptions
@@ -145,7 +145,8 @@ class Supervisor:
     async def _fail_on_exit(self) -> None:
         exited = await self.launcher.watch()
         log = self._lives[exited.name].started.log
-        raise LaunchError(exited.name, f"ended with {describe_status(exited.status)} during the start", log=str(log))
+        problem = f"ended with {describe_status(exited.status)} during the start"
+        raise LaunchError(exited.name, problem, log=str(log), log_tail=tail(log))
 
     async def _restart(self, exited: Exited) -> None:
         life = self._lives[exited.name]
