@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+
 from janus.transport import listen
 from janus.transport.ucx_strays import StraySockets, _half_dead
 from tests.transport.helpers import HOST, SECRET, Echo, Recorder, dial, eventually, identity
