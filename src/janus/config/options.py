@@ -190,7 +190,7 @@ class AttentionOptions(ServiceOptions):
         0,
         help="Memory for the KV cache.",
         unit="bytes",
-        default_text="0 = room for --max-running sequences of --max-model-len, at most 1GiB",
+        default_text="0 = room for --max-running of the longest sequences, at most 1GiB",
         minimum=0,
     )
     kv_blocks: int = option(
