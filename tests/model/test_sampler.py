@@ -153,6 +153,14 @@ def test_kernels_choose_what_torch_chooses(rows: list[dict[str, Any]], seed: int
     assert ours == theirs
 
 
+def test_a_neighbours_top_k_does_not_narrow_a_row_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "load_library", lambda: None)
+    batch = logits(6, vocab=2000)[4:]
+    narrow, wide = view((1,), temperature=0.5, top_k=1), view((1, 2), (3,), temperature=1.0, top_p=0.9)
+    alone, _ = sample(batch[1:], [wide])
+    assert sample(batch, [narrow, wide])[0][1:] == alone
+
+
 def test_a_resumed_request_draws_on() -> None:
     lines = logits(20, seed=4)
     params = {"temperature": 1.0, "seed": 11}

@@ -146,7 +146,8 @@ def _draw_ranked(scaled: torch.Tensor, u: torch.Tensor, rows: Sequence[SamplingV
         probabilities = torch.exp(values.double() - total)
         within = torch.arange(vocab, device=scaled.device) < top_k
     kept = torch.where(within, probabilities, 0.0)
-    kept = kept / kept.sum(dim=-1, keepdim=True) if bool((top_k < vocab).any()) else kept
+    # Only a row with its own top_k is cut off there; the others' candidates keep their share of the whole vocabulary.
+    kept = torch.where(top_k < vocab, kept / kept.sum(dim=-1, keepdim=True), kept)
     before = kept.cumsum(dim=-1) - kept
     kept = torch.where((before < top_p) & (kept >= min_p * kept[:, :1]), kept, 0.0)
     return ids.gather(1, _invert(kept, u)[:, None])[:, 0]
