@@ -46,6 +46,7 @@ class UcxWire:
         self._engine = engine
         self._endpoint = endpoint
         self._handler: WireHandler | None = None
+        self._lost: LinkError | None = None  # before anyone was there to be told
         self._on_closed: Callable[[], None] = lambda: None
         self._receive_tag = secrets.randbits(64)
         self._send_tag: Any = None
@@ -62,6 +63,10 @@ class UcxWire:
 
     def start(self, handler: WireHandler) -> None:
         self._handler = handler
+        if self._lost is not None:
+            self._engine.loop.call_soon(self._tell_lost, self._lost)
+        elif self._inbox:
+            self._engine.loop.call_soon(self._deliver)
 
     def send(self, buffer: Buffer, nbytes: int) -> None:
         if self._endpoint is None:
@@ -102,7 +107,7 @@ class UcxWire:
     def takes(self, nbytes: int) -> bool:
         """Whether a message of this size is welcome; if not, the wire is dropped."""
         if nbytes <= self.max_frame:
-            return self._handler is not None
+            return True
         problem = f"frame of {nbytes} bytes exceeds the limit of {self.max_frame}"
         self._lose(ProtocolViolation(self.address, problem))
         return False
@@ -166,6 +171,13 @@ class UcxWire:
     def _lose(self, error: LinkError) -> None:
         handler = self._handler
         self.close()
+        if handler is not None:
+            handler.on_lost(error)
+        else:
+            self._lost = error
+
+    def _tell_lost(self, error: LinkError) -> None:
+        handler, self._handler = self._handler, None
         if handler is not None:
             handler.on_lost(error)
 
