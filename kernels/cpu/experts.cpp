@@ -186,4 +186,5 @@ JANUS_API int64_t janus_experts(int64_t dtype, int64_t hidden, int64_t width, co
 JANUS_API void janus_configure(int64_t threads, int64_t spin_us) {
   Pool::get().configure(int(threads), int(spin_us));
 }
+JANUS_API void janus_prime() { Pool::get().prime(); }
 JANUS_API int64_t janus_threads() { return Pool::get().threads(); }

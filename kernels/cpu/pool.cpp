@@ -105,6 +105,12 @@ void Pool::run(const Phase* phases, int count, bool parallel) {
   wait_until([this] { return inside_.load() == 0; });
 }
 
+void Pool::prime() {
+  // To a worker this is a job that was over before it came: it looks, and spins for the next.
+  generation_.fetch_add(1);
+  if (sleepers_.load() > 0) futex_wake_all(generation_);
+}
+
 void Pool::work() {
   const Phase* phases = phases_;
   for (int p = 0; p < count_; ++p) {

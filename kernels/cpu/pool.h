@@ -42,6 +42,9 @@ class Pool {
   // Callers hold `lock()`: jobs and the arena are for one caller at a time.
   void run(const Phase* phases, int count, bool parallel);
 
+  // Wakes the workers a little ahead of a job: waking takes as long as a small kernel. Never waits.
+  void prime();
+
   std::unique_lock<std::mutex> lock() { return std::unique_lock<std::mutex>(mutex_); }
 
   // Scratch memory number `slot`, at least `bytes` long, 64-byte aligned, valid while the lock is held.

@@ -116,6 +116,7 @@ class Stepping:
                 links={},
                 scheduler=SCHEDULERS["static"],
                 dtype=dtype,
+                device=device,
                 dispatch_timeout_s=options.dispatch_timeout_s,
             )
         log.info("model_loaded", bytes_read=checkpoint.bytes_read, kv_blocks=limits.num_blocks, device=str(device))

@@ -213,7 +213,8 @@ async def test_a_failed_computation_is_answered_and_the_next_one_served(
         def fail(*args: object, **more: object) -> None:
             raise RuntimeError("device lost")
 
-        broken.setattr(expert._replicas.bank, "forward", fail)
+        for name in ("forward", "forward_at"):
+            broken.setattr(expert._replicas.bank, name, fail)
         answer = await ask(expert, dispatch(*batch(2, config.hidden_size), epoch=1))
     assert isinstance(answer, DispatchRejected)
     assert answer.code == "internal"

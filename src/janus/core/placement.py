@@ -40,6 +40,8 @@ class Placement:
     phys_to_logical: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
     #: int32[L, E, Rmax]: physical ids of each expert's replicas, padded with ``EMPTY``.
     logical_to_phys: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
+    #: int32[L, E]: physical id of each expert's first replica.
+    first_replica: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
     #: int32[L, E]: replicas of each expert.
     replica_count: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
 
@@ -49,6 +51,7 @@ class Placement:
         for name, table in (
             ("phys_to_logical", phys_to_logical),
             ("logical_to_phys", logical_to_phys),
+            ("first_replica", np.ascontiguousarray(logical_to_phys[:, :, 0])),
             ("replica_count", counts),
         ):
             table.setflags(write=False)

@@ -49,12 +49,14 @@ def static(
     load0: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Assignment:
     """Always the first replica, whatever the load; a ``Scheduler``."""
-    first = placement.logical_to_phys[layer, :, 0]
-    flat = topk_ids.ravel()
-    active = np.bincount(flat, minlength=placement.num_experts).nonzero()[0]
-    hosts = first[active] // placement.slots_per_instance
-    load = np.bincount(hosts, minlength=placement.num_instances).astype(np.int32)
-    return Assignment(first[flat].reshape(topk_ids.shape), load)
+    instances, slots = placement.num_instances, placement.slots_per_instance
+    phys_ids = placement.first_replica[layer].take(topk_ids)
+    tokens = np.bincount(phys_ids.ravel(), minlength=instances * slots)
+    if instances == 1:
+        load = np.array([np.count_nonzero(tokens)], dtype=np.int32)
+    else:
+        load = np.count_nonzero(tokens.reshape(instances, slots), axis=1).astype(np.int32)
+    return Assignment(phys_ids, load)
 
 
 #: Schedulers by the name that the configuration uses.

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ import torch
 from janus.core.placement import Placement
 from janus.core.scheduling import Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
-from janus.exchange.layout import DispatchLayout, dtype_code, dtype_of, matrix
+from janus.exchange.layout import dispatch_layout, dtype_code
+from janus.exchange.packing import Rows, packing_for
 from janus.messages.control import DispatchRejected, Message
 from janus.transport.frame import Kind
 from janus.transport.link import InFrame, Link
@@ -27,7 +28,7 @@ class _Part:
 
     instance: str
     #: Rows of the batch that went there; ``None`` = all of them, in order.
-    rows: npt.NDArray[np.int64] | None
+    rows: Rows
     answer: InFrame | None = None
 
 
@@ -37,12 +38,11 @@ class DirectReceipt:
 
     layer: int
     shape: torch.Size
-    device: torch.device
     posted_ns: int
     done: asyncio.Future[None]
-    parts: list[_Part] = field(default_factory=list)
-    request_ids: list[int] = field(default_factory=list)
-    outstanding: int = 0
+    parts: list[_Part]
+    request_ids: list[int]
+    outstanding: int
     timer: asyncio.TimerHandle | None = None
 
 
@@ -58,7 +58,7 @@ class ExchangeTimes:
     pack_ns: int = 0
     #: The part of ``pack_ns`` in which frames were handed to their links.
     send_ns: int = 0
-    #: From the last post of a dispatch to its last answer.
+    #: From the last post of a dispatch until its last answer is in and the step goes on.
     wait_ns: int = 0
     #: The part of ``wait_ns`` that the slowest instance says it computed.
     expert_ns: int = 0
@@ -75,12 +75,16 @@ class DirectExchange:
         scheduler: Scheduler,
         dtype: torch.dtype,
         dispatch_timeout_s: float,
+        device: torch.device | None = None,
     ) -> None:
+        """``device``: where activations come from and go to; the CPU unless given."""
         #: Links that are up, by instance name; whoever dials keeps them here.
         self.links = links
         self._scheduler = scheduler
         self._dtype = dtype
         self._code = dtype_code(dtype)
+        self._device = device or torch.device("cpu")
+        self._packing = packing_for(dtype, self._device)
         self._timeout_s = dispatch_timeout_s
         self._placement: Placement | None = None
         self._ids = itertools.count(1)
@@ -153,53 +157,70 @@ class DirectExchange:
         assignment = self._scheduler(topk_ids_TK.cpu().numpy(), placement, layer)
         scheduled = time.perf_counter_ns()
 
-        loop = asyncio.get_running_loop()
-        receipt = DirectReceipt(layer, x_TH.shape, x_TH.device, 0, loop.create_future())
-        weights_TK = topk_weights_TK.cpu().numpy()
+        slots = placement.slots_per_instance
+        # With one instance every row goes there; its slot table says so where a row wants nothing.
+        counts = (
+            [x_TH.shape[0]]
+            if placement.num_instances == 1
+            else self._packing.count_rows(assignment.phys_ids, placement.num_instances, slots)
+        )
+        parts: dict[int, _Part] = {}
         try:
-            for index, (name, activated) in enumerate(zip(placement.instances, assignment.load.tolist(), strict=True)):
-                self._activated[name][layer] = activated
-                if activated:
-                    slots_TK = _slots_of(assignment.phys_ids, index, placement.slots_per_instance)
-                    self._post(receipt, name, placement.epoch, x_TH=x_TH, slots_TK=slots_TK, weights_TK=weights_TK)
+            for index, name in enumerate(placement.instances):
+                if counts[index]:
+                    request_id, chosen = self._post(
+                        name,
+                        placement.epoch,
+                        layer,
+                        rows=counts[index],
+                        x_TH=x_TH,
+                        phys_TK=assignment.phys_ids,
+                        weights_TK=topk_weights_TK,
+                        first=index * slots,
+                        slots=slots,
+                    )
+                    parts[request_id] = _Part(name, chosen)
         except LinkError as error:
-            self._forget(receipt)
+            # What was posted before is not waited for, and dropped when it is answered.
             raise InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,)) from error
+        posted = time.perf_counter_ns()
+
+        # From here on the instances are at work: what is only bookkeeping comes last.
+        loop = asyncio.get_running_loop()
+        receipt = DirectReceipt(
+            layer, x_TH.shape, posted, loop.create_future(), list(parts.values()), list(parts), len(parts)
+        )
+        for index, request_id in enumerate(receipt.request_ids):
+            self._pending[request_id] = (receipt, index)
         receipt.timer = loop.call_later(self._timeout_s, self._expire, receipt)
-        receipt.posted_ns = time.perf_counter_ns()
+        for name, activated in zip(placement.instances, assignment.load.tolist(), strict=True):
+            self._activated[name][layer] = activated
         times = self.times
         times.dispatches += 1
         times.schedule_ns += scheduled - started
-        times.pack_ns += receipt.posted_ns - scheduled
+        times.pack_ns += posted - scheduled
         return receipt
 
     def _post(
         self,
-        receipt: DirectReceipt,
         name: str,
         epoch: int,
+        layer: int,
         *,
+        rows: int,
         x_TH: torch.Tensor,
-        slots_TK: npt.NDArray[np.int32],
-        weights_TK: npt.NDArray[np.float32],
-    ) -> None:
+        phys_TK: npt.NDArray[np.int32],
+        weights_TK: torch.Tensor,
+        first: int,
+        slots: int,
+    ) -> tuple[int, Rows]:
+        """Send one instance its rows; returns the request id, and which rows they are."""
         link = self.links.get(name)
         if link is None:
             raise LinkError(name, "is not linked")
-        touched_T = slots_TK.max(axis=1) >= 0
-        rows = None if touched_T.all() else np.flatnonzero(touched_T)
-        count = x_TH.shape[0] if rows is None else len(rows)
-        layout = DispatchLayout(count, x_TH.shape[1], slots_TK.shape[1], self._dtype)
+        layout = dispatch_layout(rows, x_TH.shape[1], phys_TK.shape[1], self._dtype)
         frame = link.allocate(layout.nbytes)
-        x, slots, weights = layout.views(frame.payload)
-        if rows is None:
-            x.copy_(x_TH)
-            np.copyto(slots, slots_TK)
-            np.copyto(weights, weights_TK)
-        else:
-            x.copy_(x_TH[torch.from_numpy(rows).to(x_TH.device)])
-            np.take(slots_TK, rows, axis=0, out=slots)
-            np.take(weights_TK, rows, axis=0, out=weights)
+        chosen = self._packing.pack(frame, layout, x_TH, phys_TK, weights_TK, first=first, slots=slots)
         request_id = next(self._ids)
         packed = time.perf_counter_ns()
         link.post(
@@ -207,20 +228,18 @@ class DirectExchange:
             kind=Kind.DISPATCH,
             request_id=request_id,
             epoch=epoch,
-            layer=receipt.layer,
+            layer=layer,
             dtype=self._code,
             top_k=layout.top_k,
-            rows=count,
+            rows=rows,
             cols=layout.hidden,
             deadline_ms=int(self._timeout_s * 1000),
         )
-        self.times.send_ns += time.perf_counter_ns() - packed
-        self._pending[request_id] = (receipt, len(receipt.parts))
-        receipt.parts.append(_Part(name, rows))
-        receipt.request_ids.append(request_id)
-        receipt.outstanding += 1
-        self.times.frames += 1
-        self.times.bytes_out += layout.nbytes
+        times = self.times
+        times.send_ns += time.perf_counter_ns() - packed
+        times.frames += 1
+        times.bytes_out += layout.nbytes
+        return request_id, chosen
 
     # -- combine -------------------------------------------------------------------------------------------------
 
@@ -228,16 +247,19 @@ class DirectExchange:
         try:
             await receipt.done
         finally:
+            self._packing.prime()
             self._forget(receipt)
         started = time.perf_counter_ns()
-        result = _sum(receipt.parts, receipt.shape, receipt.device).to(self._dtype)
-        for part in receipt.parts:
-            if part.answer is not None:
-                part.answer.release()
+        answers = [(part.answer, part.rows) for part in receipt.parts if part.answer is not None]
+        result = self._packing.combine(answers, receipt.shape, self._device)
+        slowest_us = 0
+        for answer, _ in answers:
+            slowest_us = max(slowest_us, answer.header.elapsed_us)
+            answer.release()
         times = self.times
         times.combine_ns += time.perf_counter_ns() - started
         times.wait_ns += started - receipt.posted_ns
-        times.expert_ns += 1000 * max((p.answer.header.elapsed_us for p in receipt.parts if p.answer), default=0)
+        times.expert_ns += 1000 * slowest_us
         return result
 
     def _forget(self, receipt: DirectReceipt) -> None:
@@ -314,29 +336,3 @@ class DirectExchange:
     async def close(self) -> None:
         for receipt, _ in list(self._pending.values()):
             self._fail(receipt, InstanceLost("the exchange is closing"))
-
-
-def _slots_of(phys_TK: npt.NDArray[np.int32], index: int, slots_per_instance: int) -> npt.NDArray[np.int32]:
-    """Return int32[T, K]: the slots of instance ``index`` among physical ids, -1 for those of other instances."""
-    slots_TK = phys_TK - np.int32(index * slots_per_instance)
-    # Seen as unsigned, the ids of lower instances are huge: one comparison finds both sides.
-    slots_TK[slots_TK.view(np.uint32) >= slots_per_instance] = -1
-    return slots_TK
-
-
-def _sum(parts: list[_Part], shape: torch.Size, device: torch.device) -> torch.Tensor:
-    """Add the answers of ``parts`` up in their order, in float32; the result shares no memory with them."""
-    total_TH: torch.Tensor | None = None
-    for part in parts:
-        assert part.answer is not None  # ``done`` resolves only when every answer is in
-        header = part.answer.header
-        y = matrix(part.answer.payload, header.rows, header.cols, dtype_of(header.dtype)).to(device)
-        if len(parts) == 1:
-            return y.clone() if device.type == "cpu" else y
-        if total_TH is None:
-            total_TH = torch.zeros(shape, dtype=torch.float32, device=device)
-        if part.rows is None:
-            total_TH.add_(y)
-        else:
-            total_TH.index_add_(0, torch.from_numpy(part.rows).to(device), y.float())
-    return torch.zeros(shape, device=device) if total_TH is None else total_TH

@@ -6,7 +6,8 @@ combine    y [rows, H] wire dtype
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,22 +51,28 @@ class DispatchLayout:
     top_k: int
     dtype: torch.dtype
 
-    @property
-    def x_nbytes(self) -> int:
-        """Bytes of the activations, and of the answer to them."""
-        return self.rows * self.hidden * self.dtype.itemsize
+    #: Bytes of one row of the activations.
+    row_nbytes: int = field(init=False)
+    #: Bytes of the activations, and of the answer to them.
+    x_nbytes: int = field(init=False)
+    slots_at: int = field(init=False)
+    weights_at: int = field(init=False)
+    #: Bytes of the whole payload.
+    nbytes: int = field(init=False)
 
-    @property
-    def slots_at(self) -> int:
-        return _aligned(self.x_nbytes)
-
-    @property
-    def weights_at(self) -> int:
-        return self.slots_at + _aligned(self.rows * self.top_k * 4)
-
-    @property
-    def nbytes(self) -> int:
-        return self.weights_at + self.rows * self.top_k * 4
+    def __post_init__(self) -> None:
+        row_nbytes = self.hidden * self.dtype.itemsize
+        table_nbytes = self.rows * self.top_k * 4
+        slots_at = _aligned(self.rows * row_nbytes)
+        weights_at = slots_at + _aligned(table_nbytes)
+        for name, value in (
+            ("row_nbytes", row_nbytes),
+            ("x_nbytes", self.rows * row_nbytes),
+            ("slots_at", slots_at),
+            ("weights_at", weights_at),
+            ("nbytes", weights_at + table_nbytes),
+        ):
+            object.__setattr__(self, name, value)
 
     def views(
         self, payload: npt.NDArray[np.uint8]
@@ -76,6 +83,12 @@ class DispatchLayout:
         slots = payload[self.slots_at : self.slots_at + table_bytes].view(np.int32)
         weights = payload[self.weights_at : self.weights_at + table_bytes].view(np.float32)
         return x, slots.reshape(self.rows, self.top_k), weights.reshape(self.rows, self.top_k)
+
+
+@lru_cache(maxsize=1024)
+def dispatch_layout(rows: int, hidden: int, top_k: int, dtype: torch.dtype) -> DispatchLayout:
+    """Return the layout; the few shapes of a steady load are laid out once."""
+    return DispatchLayout(rows, hidden, top_k, dtype)
 
 
 def matrix(payload: npt.NDArray[np.uint8], rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -98,7 +111,7 @@ def check_dispatch(header: Header, *, hidden: int, dtype: torch.dtype, num_layer
         raise ValueError(f"dispatch is for MoE layer {header.layer}, the model has {num_layers}")
     if header.rows < 1 or header.top_k < 1:
         raise ValueError(f"dispatch has {header.rows} rows and {header.top_k} choices per row; both must be positive")
-    layout = DispatchLayout(header.rows, hidden, header.top_k, dtype)
+    layout = dispatch_layout(header.rows, hidden, header.top_k, dtype)
     if header.payload_len != layout.nbytes:
         raise ValueError(f"dispatch payload has {header.payload_len} bytes, its header describes {layout.nbytes}")
     return layout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
 from janus.errors import ReplicaMissing
@@ -11,18 +9,6 @@ from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.kernels import load_library
 from janus.model.slot_weights import CpuSlots, TorchSlots
-
-
-class _Slots(Protocol):
-    """The weights of one MoE layer's slots."""
-
-    def store(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None: ...
-
-    def clear(self, slot: int) -> None: ...
-
-    def forward(
-        self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor, out: torch.Tensor
-    ) -> int | None: ...
 
 
 class ExpertBank:
@@ -49,7 +35,7 @@ class ExpertBank:
         self.device = torch.device(device)
         self.slot_expert = [[-1] * slots for _ in range(num_moe_layers)]
         library = load_library() if kernels and CpuSlots.supports(config, dtype, self.device) else None
-        self._layers: list[_Slots]
+        self._layers: list[CpuSlots] | list[TorchSlots]
         if library is None:
             self._layers = [TorchSlots(config, slots, dtype, self.device) for _ in range(num_moe_layers)]
         else:
@@ -111,6 +97,32 @@ class ExpertBank:
         if missing is not None:
             raise ReplicaMissing(f"slot {missing} of MoE layer {moe_layer} holds no expert (of {self.slots} slots)")
         return out
+
+    @property
+    def takes_addresses(self) -> bool:
+        """Whether ``forward_at`` works here: on a CPU with the kernels."""
+        return isinstance(self._layers[0], CpuSlots)
+
+    def forward_at(self, moe_layer: int, rows: int, k: int, *, x: int, slots: int, weights: int, out: int) -> None:
+        """As ``forward`` on memory that is already laid out: the token path, which has checked what it received.
+
+        Args:
+            moe_layer: which MoE layer.
+            rows: N.
+            k: K.
+            x: address of [N, H] in the bank's dtype; two bytes past it are readable.
+            slots: address of int32 [N, K].
+            weights: address of f32 [N, K].
+            out: address of [N, H] in the bank's dtype, which is written.
+
+        Raises:
+            ReplicaMissing: a slot is empty or out of range.
+        """
+        layer = self._layers[moe_layer]
+        assert isinstance(layer, CpuSlots)
+        missing = layer.forward_at(rows, k, x=x, slots=slots, weights=weights, out=out)
+        if missing is not None:
+            raise ReplicaMissing(f"slot {missing} of MoE layer {moe_layer} holds no expert (of {self.slots} slots)")
 
     def _check(self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor) -> None:
         if x_NH.dtype != self.dtype or x_NH.ndim != 2 or x_NH.shape[1] != self.config.hidden_size:

@@ -83,17 +83,13 @@ class CpuSlots:
     ) -> int | None:
         """Write the weighted sums to ``out``. Returns a slot that is not held, if one is asked for."""
         rows, k = slots_NK.shape
+        return self.forward_at(
+            rows, k, x=x_NH.data_ptr(), slots=slots_NK.data_ptr(), weights=weights_NK.data_ptr(), out=out.data_ptr()
+        )
+
+    def forward_at(self, rows: int, k: int, *, x: int, slots: int, weights: int, out: int) -> int | None:
+        """As ``forward``, with the addresses of contiguous x [rows, H], slots, weights [rows, k] and out [rows, H]."""
         result = self._library.experts(
-            self._dtype,
-            self._hidden,
-            self._width,
-            self._addresses,
-            self._slots,
-            rows,
-            k,
-            x_NH.data_ptr(),
-            slots_NK.data_ptr(),
-            weights_NK.data_ptr(),
-            out.data_ptr(),
+            self._dtype, self._hidden, self._width, self._addresses, self._slots, rows, k, x, slots, weights, out
         )
         return result - 1 if result else None

@@ -6,13 +6,11 @@ import asyncio
 import time
 from dataclasses import asdict, dataclass
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 import torch
 
 from janus.core.expert_queue import LayerQueues
-from janus.errors import LinkBusy, LinkError
+from janus.errors import LinkBusy, LinkError, ReplicaMissing
 from janus.exchange.layout import DispatchLayout, check_dispatch, dtype_code, matrix
 from janus.messages import Message
 from janus.messages.control import DispatchRejected, PlacementLoaded, PlacementTable
@@ -50,10 +48,14 @@ class _Waiting:
     link: Link
     frame: InFrame
     layout: DispatchLayout
-    x: torch.Tensor
-    slots: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
+    #: Distinct slots that it names.
+    activated: int
     arrived_ns: int
+
+    def views(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [rows, H], slots [rows, K] and weights [rows, K], in the frame's memory."""
+        x, slots, weights = self.layout.views(self.frame.payload)
+        return x, torch.from_numpy(slots), torch.from_numpy(weights)
 
 
 class ExpertEngine:
@@ -108,12 +110,13 @@ class ExpertEngine:
         except ValueError as error:
             self._reject(link, frame, "bad_frame", str(error))
             return
-        x, slots, weights = layout.views(frame.payload)
-        problem = self._replicas.unusable(header.layer, header.epoch, slots)
-        if problem:
-            self._reject(link, frame, "replica_missing", problem)
+        try:
+            activated = self._replicas.activated(frame, layout)
+        except ReplicaMissing as error:
+            self._reject(link, frame, "replica_missing", str(error))
             return
-        waiting = _Waiting(link, frame, layout, x, slots, weights, time.perf_counter_ns())
+        self._replicas.prime()
+        waiting = _Waiting(link, frame, layout, activated, time.perf_counter_ns())
         if not self._queues.put(header.layer, waiting, layout.rows):
             self._reject(link, frame, "internal", f"{_MAX_WAITING} dispatches wait already")
             return
@@ -183,47 +186,54 @@ class ExpertEngine:
         if len(group) == 1:
             self._compute_one(bank, layer, group[0], started)
             return
-        slots_NK = torch.from_numpy(np.concatenate([w.slots for w in group])).to(self._device)
-        weights_NK = torch.from_numpy(np.concatenate([w.weights for w in group])).to(self._device)
-        x_NH = torch.cat([w.x for w in group]).to(self._device)
+        x_NH, slots_NK, weights_NK = (
+            torch.cat(parts).to(self._device) for parts in zip(*(waiting.views() for waiting in group), strict=True)
+        )
         y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
-        times.activated += _activated(*(w.slots for w in group))
+        times.activated += bank.activated(slots_NK)
         computed = time.perf_counter_ns()
         times.compute_ns += computed - started
         start = 0
         for waiting in group:
             stop = start + waiting.layout.rows
-            self._reply(layer, waiting, y_NH[start:stop], computed - started)
+            self._reply(layer, waiting, self._answer(waiting, y_NH[start:stop]), computed - started)
             start = stop
         times.reply_ns += time.perf_counter_ns() - computed
 
     def _compute_one(self, bank: ExpertBank, layer: int, waiting: _Waiting, started: int) -> None:
-        slots_NK = torch.from_numpy(waiting.slots).to(self._device)
-        weights_NK = torch.from_numpy(waiting.weights).to(self._device)
-        if self._device.type == "cpu":
-            # The common case at decode: the kernel writes straight into the frame that goes back.
-            frame = waiting.link.allocate(waiting.layout.x_nbytes)
-            y_NH = matrix(frame.payload, waiting.layout.rows, waiting.layout.hidden, self._dtype)
-            bank.forward(layer, waiting.x, slots_NK, weights_NK, out=y_NH)
+        layout = waiting.layout
+        if bank.takes_addresses:
+            # The common case at decode: from the frame that came straight into the frame that goes back.
+            frame = waiting.link.allocate(layout.x_nbytes)
+            x = waiting.frame.address
+            bank.forward_at(
+                layer,
+                layout.rows,
+                layout.top_k,
+                x=x,
+                slots=x + layout.slots_at,
+                weights=x + layout.weights_at,
+                out=frame.address,
+            )
         else:
-            frame = None
-            y_NH = bank.forward(layer, waiting.x.to(self._device), slots_NK, weights_NK)
+            x_NH, slots_NK, weights_NK = (view.to(self._device) for view in waiting.views())
+            y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
+            frame = self._answer(waiting, y_NH)
         computed = time.perf_counter_ns()
-        self._reply(layer, waiting, y_NH, computed - started, frame)
+        self._reply(layer, waiting, frame, computed - started)
         self.times.compute_ns += computed - started
         self.times.reply_ns += time.perf_counter_ns() - computed
-        self.times.activated += _activated(waiting.slots)
+        self.times.activated += waiting.activated
 
-    def _reply(
-        self, layer: int, waiting: _Waiting, y_NH: torch.Tensor, elapsed_ns: int, frame: OutFrame | None = None
-    ) -> None:
-        """Answer ``waiting`` with ``y_NH``, which lies in ``frame`` already if that is given."""
+    @staticmethod
+    def _answer(waiting: _Waiting, y_NH: torch.Tensor) -> OutFrame:
+        frame = waiting.link.allocate(waiting.layout.x_nbytes)
+        matrix(frame.payload, y_NH.shape[0], y_NH.shape[1], y_NH.dtype).copy_(y_NH)
+        return frame
+
+    def _reply(self, layer: int, waiting: _Waiting, frame: OutFrame, elapsed_ns: int) -> None:
         link, header = waiting.link, waiting.frame.header
-        rows, cols = y_NH.shape
         try:
-            if frame is None:
-                frame = link.allocate(waiting.layout.x_nbytes)
-                matrix(frame.payload, rows, cols, self._dtype).copy_(y_NH)
             link.post(
                 frame,
                 kind=Kind.COMBINE,
@@ -231,8 +241,8 @@ class ExpertEngine:
                 epoch=header.epoch,
                 layer=layer,
                 dtype=self._code,
-                rows=rows,
-                cols=cols,
+                rows=header.rows,
+                cols=header.cols,
                 elapsed_us=elapsed_ns // 1000,
             )
         except LinkBusy:
@@ -255,10 +265,3 @@ class ExpertEngine:
     def close(self) -> None:
         """Release what loading holds."""
         self._replicas.close()
-
-
-def _activated(*tables: npt.NDArray[np.int32]) -> int:
-    """How many distinct slots these slot tables name; -1 is none."""
-    # Counting in numpy takes 2 us where a sort in torch takes 60.
-    slots = tables[0].ravel() if len(tables) == 1 else np.concatenate([table.ravel() for table in tables])
-    return int(np.count_nonzero(np.bincount(slots + 1)[1:]))

@@ -11,11 +11,14 @@ import numpy.typing as npt
 import structlog
 import torch
 
-from janus.errors import CheckpointError
+from janus.errors import CheckpointError, ReplicaMissing
+from janus.exchange.layout import DispatchLayout
 from janus.messages.control import PlacementLoaded, PlacementTable
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
+from janus.model.kernels import load_library
+from janus.transport.link import InFrame
 
 log = structlog.get_logger()
 
@@ -42,6 +45,8 @@ class ReplicaSlots:
         self._usable_from: npt.NDArray[np.int64] = np.zeros((config.num_moe_layers, 0), dtype=np.int64)
         #: [L]: the epoch from which every slot of a layer may be used; answers the check of most dispatches.
         self._all_usable_from: list[int] = [_NOT_LOADED] * config.num_moe_layers
+        self._usable_address = 0
+        self._library = load_library()
         # One thread: reads from disk must not stop the loop, and placements are applied one after the other.
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica-loader")
         #: Where the replicas are; ``None`` before the first placement.
@@ -74,6 +79,7 @@ class ReplicaSlots:
         if bank is not self.bank:
             self.bank = bank
             self._usable_from = np.full((len(wanted), bank.slots), _NOT_LOADED, dtype=np.int64)
+            self._usable_address = self._usable_from.ctypes.data
         self._set_usable([(layer, slot) for layer, slot in changed if wanted[layer][slot] >= 0], table.epoch)
         self.loaded_epoch = table.epoch
         report = PlacementLoaded(
@@ -114,6 +120,34 @@ class ReplicaSlots:
         ]
         self._set_usable(changed, _NOT_LOADED)
         return bank, changed
+
+    def activated(self, frame: InFrame, layout: DispatchLayout) -> int:
+        """Return how many distinct slots a dispatch names.
+
+        Raises:
+            ReplicaMissing: it names none, or one that its epoch may not use here; the message says which.
+        """
+        header, count = frame.header, self._usable_from.shape[1]
+        if self._library is not None:
+            found: int = self._library.scan_slots(
+                layout.rows * layout.top_k,
+                count,
+                header.epoch,
+                self._usable_address + header.layer * count * self._usable_from.itemsize,
+                frame.address + layout.slots_at,
+            )
+            if found > 0:
+                return found
+        _, slots_NK, _ = layout.views(frame.payload)
+        problem = self.unusable(header.layer, header.epoch, slots_NK)
+        if problem:
+            raise ReplicaMissing(problem)
+        return int(np.count_nonzero(np.bincount(slots_NK.ravel() + 1)[1:]))
+
+    def prime(self) -> None:
+        """A dispatch is here: wake the threads that will compute it."""
+        if self._library is not None:
+            self._library.prime()
 
     def unusable(self, layer: int, epoch: int, slots_NK: npt.NDArray[np.int32]) -> str:
         """Return why a dispatch of ``epoch`` may not use ``slots_NK`` (local slots, -1 = none); empty when it may."""

@@ -16,20 +16,23 @@ _SMALLEST_LOG2 = 10
 Bytes = npt.NDArray[np.uint8]
 
 
-def aligned_empty(nbytes: int) -> Bytes:
-    """Return an uninitialised ``uint8`` array of ``nbytes`` that starts on a 64-byte boundary."""
+def aligned_empty(nbytes: int) -> tuple[Bytes, int]:
+    """Return an uninitialised ``uint8`` array of ``nbytes`` that starts on a 64-byte boundary, and its address."""
     raw = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes]
+    address = raw.ctypes.data
+    start = -address % ALIGNMENT
+    return raw[start : start + nbytes], address + start
 
 
 class Buffer:
     """A piece of pooled memory with one owner, who either passes it on or calls ``release`` once."""
 
-    __slots__ = ("_pool", "array", "view")
+    __slots__ = ("_pool", "address", "array", "view")
 
-    def __init__(self, array: Bytes, pool: BufferPool) -> None:
+    def __init__(self, array: Bytes, address: int, pool: BufferPool) -> None:
         self.array = array
+        #: Of the first byte; numpy takes a microsecond to tell, so it travels with the memory.
+        self.address = address
         self.view: memoryview = array.data
         self._pool: BufferPool | None = pool
 
@@ -37,7 +40,7 @@ class Buffer:
         """Give the memory back. The caller holds no view of it any more. May be called twice and from any thread."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool._put(self.array)
+            pool._put(self.array, self.address)
 
 
 class BufferPool:
@@ -46,7 +49,7 @@ class BufferPool:
     def __init__(self, keep_bytes: int = 64 << 20) -> None:
         self._keep_bytes = keep_bytes
         self._kept_bytes = 0
-        self._free: dict[int, deque[Bytes]] = {}
+        self._free: dict[int, deque[tuple[Bytes, int]]] = {}
 
     @property
     def kept_bytes(self) -> int:
@@ -59,17 +62,17 @@ class BufferPool:
         free = self._free.get(log2)
         if free:
             try:
-                array = free.pop()
+                array, address = free.pop()
             except IndexError:  # another thread was faster
                 pass
             else:
                 self._kept_bytes -= len(array)
-                return Buffer(array, self)
-        return Buffer(aligned_empty(1 << log2), self)
+                return Buffer(array, address, self)
+        return Buffer(*aligned_empty(1 << log2), self)
 
-    def _put(self, array: Bytes) -> None:
+    def _put(self, array: Bytes, address: int) -> None:
         size = len(array)
         if self._kept_bytes + size > self._keep_bytes:
             return
         self._kept_bytes += size
-        self._free.setdefault(size.bit_length() - 1, deque()).append(array)
+        self._free.setdefault(size.bit_length() - 1, deque()).append((array, address))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from janus.errors import LinkError
 from janus.messages import Message
 from janus.transport.buffers import Buffer, Bytes
-from janus.transport.frame import MAX_PAYLOAD_BYTES, Header
+from janus.transport.frame import HEADER_BYTES, MAX_PAYLOAD_BYTES, Header
 
 if TYPE_CHECKING:
     from janus.transport.link import Link
@@ -58,6 +58,12 @@ class OutFrame:
         self.payload = payload
         self._buffer: Buffer | None = buffer
 
+    @property
+    def address(self) -> int:
+        """Where ``payload`` lies in memory; valid until the frame is posted."""
+        buffer = self._buffer
+        return self.payload.ctypes.data if buffer is None else buffer.address + HEADER_BYTES
+
 
 class InFrame:
     """A received tensor frame. ``payload``: uint8, 64-byte aligned, writable, the receiver's until ``release``.
@@ -75,6 +81,12 @@ class InFrame:
         self.payload = payload
         self._buffer = buffer
         self._link = link
+
+    @property
+    def address(self) -> int:
+        """Where ``payload`` lies in memory; valid until ``release``."""
+        buffer = self._buffer
+        return self.payload.ctypes.data if buffer is None else buffer.address + HEADER_BYTES
 
     def release(self) -> None:
         """Give memory and credit back. No view of ``payload`` may be used afterwards. Idempotent, from any thread."""

@@ -40,7 +40,7 @@ class TcpWire:
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = sock
         self._handler: WireHandler | None = None
-        self._staging = aligned_empty(_STAGING_BYTES).data
+        self._staging = aligned_empty(_STAGING_BYTES)[0].data
         self._staged = 0
         # A frame that did not fit into the staging area: its buffer, its size, and how much of it is here.
         self._partial: tuple[Buffer, int] | None = None

@@ -81,9 +81,14 @@ DRAW_DTYPE = np.dtype(
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_configure": (None, (c_int64, c_int64)),
     "janus_threads": (c_int64, ()),
+    "janus_prime": (None, ()),
     "janus_expert_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
     "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
+    "janus_count_rows": (None, (c_int64,) * 4 + (c_void_p,) * 2),
+    "janus_pack_dispatch": (None, (c_int64,) * 6 + (c_void_p,) * 5),
+    "janus_scan_slots": (c_int64, (c_int64,) * 3 + (c_void_p,) * 2),
+    "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 4),
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_attention": (None, (c_void_p,) * 6),
@@ -105,6 +110,7 @@ class Library:
             function.restype = result
             function.argtypes = arguments
         self.configure = self._dll.janus_configure
+        self.prime = self._dll.janus_prime
         self.expert_bytes = self._dll.janus_expert_bytes
         self.pack_expert = self._dll.janus_pack_expert
         self.experts = self._dll.janus_experts
@@ -112,6 +118,10 @@ class Library:
         self.route = self._dll.janus_route
         self.dense_mlp = self._dll.janus_dense_mlp
         self.head = self._dll.janus_head
+        self.count_rows = self._dll.janus_count_rows
+        self.pack_dispatch = self._dll.janus_pack_dispatch
+        self.scan_slots = self._dll.janus_scan_slots
+        self.combine = self._dll.janus_combine
 
     def argmax(self, logits_RV: torch.Tensor) -> torch.Tensor:
         """Return int64 [R]: the first of the largest of each row of contiguous f32 logits."""
