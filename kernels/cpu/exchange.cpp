@@ -15,10 +15,11 @@ inline int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlign
 // Whether a physical id is one of [first, first + slots): as unsigned, ids below `first` are huge.
 inline bool within(int32_t phys, int64_t first, int64_t slots) { return uint32_t(phys - int32_t(first)) < uint32_t(slots); }
 
-// out = the sum of the parts' rows, in the order of the parts, in f32.
+// out = residual + the sum of the parts' rows, in the order of the parts, in f32. The sum is rounded to T before the
+// residual is added, as it is where the experts are in the same process.
 template <typename T>
 void combine(int64_t tokens, int64_t hidden, int64_t parts, const void* const* y, const int64_t* const* rows,
-             const int64_t* counts, T* out) {
+             const int64_t* counts, const T* residual, T* out) {
   static thread_local std::vector<float> sum;
   static thread_local std::vector<int64_t> cursor;
   sum.resize(size_t(round_up(hidden, 16)));
@@ -34,9 +35,17 @@ void combine(int64_t tokens, int64_t hidden, int64_t parts, const void* const* y
       for (; c < hidden; ++c) sum[size_t(c)] += to_float(from[c]);
     }
     T* to = out + token * hidden;
+    const T* base = residual ? residual + token * hidden : nullptr;
+    alignas(32) T rounded[16];
     long c = 0;
-    for (; c + 16 <= hidden; c += 16) store16(to + c, load16(sum.data() + c));
-    for (; c < hidden; ++c) put(to + c, sum[size_t(c)]);
+    for (; c + 16 <= hidden; c += 16) {
+      store16(rounded, load16(sum.data() + c));
+      store16(to + c, base ? load16(base + c) + load16(rounded) : load16(rounded));
+    }
+    for (; c < hidden; ++c) {
+      put(rounded, sum[size_t(c)]);
+      put(to + c, base ? to_float(base[c]) + to_float(rounded[0]) : to_float(rounded[0]));
+    }
   }
 }
 
@@ -44,21 +53,6 @@ void combine(int64_t tokens, int64_t hidden, int64_t parts, const void* const* y
 }  // namespace janus
 
 using namespace janus;
-
-// counts [instances]: how many of the tokens have a replica on each; phys [tokens, k] are physical ids.
-JANUS_API void janus_count_rows(int64_t tokens, int64_t k, int64_t instances, int64_t slots, const int32_t* phys,
-                                int64_t* counts) {
-  static thread_local std::vector<int64_t> last;  // the last token that was counted for an instance
-  last.assign(size_t(instances), -1);
-  std::memset(counts, 0, size_t(instances) * sizeof(int64_t));
-  for (int64_t i = 0; i < tokens * k; ++i) {
-    if (phys[i] < 0) continue;
-    const int64_t g = phys[i] / slots, token = i / k;
-    if (g >= instances || last[size_t(g)] == token) continue;
-    last[size_t(g)] = token;
-    ++counts[g];
-  }
-}
 
 // Writes a dispatch payload (src/janus/exchange/layout.py) for the instance with physical ids [first, first + slots):
 // the `count` rows that have a replica there, their slots (-1: elsewhere) and weights. `rows` [count] gets the tokens'
@@ -104,9 +98,10 @@ JANUS_API int64_t janus_scan_slots(int64_t count, int64_t num_slots, int64_t epo
 }
 
 // y[p] [counts[p], hidden] are the answers, rows[p] [counts[p]] the ascending tokens that they are for (null: all).
-// out [tokens, hidden].
+// residual [tokens, hidden] (may be null) is added to the sum. out [tokens, hidden]; may be residual.
 JANUS_API void janus_combine(int64_t dtype, int64_t tokens, int64_t hidden, int64_t parts, const void* const* y,
-                             const int64_t* const* rows, const int64_t* counts, void* out) {
-  if (dtype == kBfloat16) return combine(tokens, hidden, parts, y, rows, counts, static_cast<bf16*>(out));
-  combine(tokens, hidden, parts, y, rows, counts, static_cast<float*>(out));
+                             const int64_t* const* rows, const int64_t* counts, const void* residual, void* out) {
+  if (dtype == kBfloat16)
+    return combine(tokens, hidden, parts, y, rows, counts, static_cast<const bf16*>(residual), static_cast<bf16*>(out));
+  combine(tokens, hidden, parts, y, rows, counts, static_cast<const float*>(residual), static_cast<float*>(out));
 }

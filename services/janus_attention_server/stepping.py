@@ -13,7 +13,6 @@ import torch
 from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
 from janus.core.placement import Placement
-from janus.core.scheduling import SCHEDULERS
 from janus.errors import ConfigError
 from janus.exchange.contract import ExpertExchange
 from janus.exchange.direct import DirectExchange
@@ -22,6 +21,7 @@ from janus.messages.control import ClusterView, Identity, Refused
 from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.experts import ExpertBank
+from janus.model.kernels.scheduling import fastest_scheduler
 from janus.model.kv_cache import PagedKVCache
 from janus.runtime import garbage
 from janus.runtime.attention_engine import AttentionEngine, StepNews
@@ -114,7 +114,7 @@ class Stepping:
         else:
             exchange = self._direct = DirectExchange(
                 links={},
-                scheduler=SCHEDULERS["static"],
+                scheduler=fastest_scheduler("static"),
                 dtype=dtype,
                 device=device,
                 dispatch_timeout_s=options.dispatch_timeout_s,

@@ -42,6 +42,8 @@ class Placement:
     logical_to_phys: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
     #: int32[L, E]: physical id of each expert's first replica.
     first_replica: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
+    #: Address of ``first_replica``, for compiled schedulers.
+    first_replica_address: int = field(init=False, repr=False, compare=False)
     #: int32[L, E]: replicas of each expert.
     replica_count: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
 
@@ -56,6 +58,7 @@ class Placement:
         ):
             table.setflags(write=False)
             object.__setattr__(self, name, table)
+        object.__setattr__(self, "first_replica_address", self.first_replica.ctypes.data)
 
     @property
     def num_layers(self) -> int:

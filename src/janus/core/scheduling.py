@@ -23,6 +23,10 @@ class Assignment:
     phys_ids: npt.NDArray[np.int32]
     #: int32[G]: a_g, the distinct experts that this dispatch activates on each instance; a_max is its maximum.
     load: npt.NDArray[np.int32]
+    #: int32[G]: tokens that have at least one replica on each instance.
+    rows: npt.NDArray[np.int32]
+    #: Address of ``phys_ids``, where it is known; 0 = ask numpy, which takes a microsecond.
+    phys_address: int = 0
 
 
 class Scheduler(Protocol):
@@ -49,14 +53,20 @@ def static(
     load0: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Assignment:
     """Always the first replica, whatever the load; a ``Scheduler``."""
+    if topk_ids.size and topk_ids.min() < 0:
+        raise IndexError(f"an expert id is outside 0..{placement.num_experts - 1}")
+    return counted(placement.first_replica[layer][topk_ids], placement)
+
+
+def counted(phys_ids: npt.NDArray[np.int32], placement: Placement) -> Assignment:
+    """Return the assignment to ``phys_ids`` int32[T, K]."""
     instances, slots = placement.num_instances, placement.slots_per_instance
-    phys_ids = placement.first_replica[layer].take(topk_ids)
-    tokens = np.bincount(phys_ids.ravel(), minlength=instances * slots)
-    if instances == 1:
-        load = np.array([np.count_nonzero(tokens)], dtype=np.int32)
-    else:
-        load = np.count_nonzero(tokens.reshape(instances, slots), axis=1).astype(np.int32)
-    return Assignment(phys_ids, load)
+    chosen = np.bincount(phys_ids.ravel(), minlength=instances * slots).reshape(instances, slots)
+    touched = np.zeros((len(phys_ids), instances), dtype=bool)
+    np.put_along_axis(touched, phys_ids // slots, True, axis=1)
+    return Assignment(
+        phys_ids, np.count_nonzero(chosen, axis=1).astype(np.int32), np.count_nonzero(touched, axis=0).astype(np.int32)
+    )
 
 
 #: Schedulers by the name that the configuration uses.

@@ -53,8 +53,10 @@ class ExpertExchange(Protocol[ReceiptT]):
             InstanceLost: an instance that hosts a chosen expert is not linked.
         """
 
-    async def combine(self, receipt: ReceiptT) -> torch.Tensor:
+    async def combine(self, receipt: ReceiptT, residual_TH: torch.Tensor | None = None) -> torch.Tensor:
         """Return y_TH, serving dtype: for each row, the sum over its experts of gate weight times output.
+
+        ``residual_TH`` of the same shape and dtype, if given, is added to it.
 
         The order of summation is fixed by the placement, never by timing. A cancelled call leaves the receipt's
         answers to be dropped on arrival.

@@ -8,12 +8,10 @@ import itertools
 import time
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from janus.core.placement import Placement
-from janus.core.scheduling import Scheduler
+from janus.core.scheduling import Assignment, Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.layout import dispatch_layout, dtype_code
 from janus.exchange.packing import Rows, packing_for
@@ -83,8 +81,7 @@ class DirectExchange:
         self._scheduler = scheduler
         self._dtype = dtype
         self._code = dtype_code(dtype)
-        self._device = device or torch.device("cpu")
-        self._packing = packing_for(dtype, self._device)
+        self._packing = packing_for(dtype, device or torch.device("cpu"))
         self._timeout_s = dispatch_timeout_s
         self._placement: Placement | None = None
         self._ids = itertools.count(1)
@@ -158,23 +155,17 @@ class DirectExchange:
         scheduled = time.perf_counter_ns()
 
         slots = placement.slots_per_instance
-        # With one instance every row goes there; its slot table says so where a row wants nothing.
-        counts = (
-            [x_TH.shape[0]]
-            if placement.num_instances == 1
-            else self._packing.count_rows(assignment.phys_ids, placement.num_instances, slots)
-        )
         parts: dict[int, _Part] = {}
         try:
-            for index, name in enumerate(placement.instances):
-                if counts[index]:
+            for index, (name, rows) in enumerate(zip(placement.instances, assignment.rows.tolist(), strict=True)):
+                if rows:
                     request_id, chosen = self._post(
                         name,
                         placement.epoch,
                         layer,
-                        rows=counts[index],
+                        rows=rows,
                         x_TH=x_TH,
-                        phys_TK=assignment.phys_ids,
+                        assignment=assignment,
                         weights_TK=topk_weights_TK,
                         first=index * slots,
                         slots=slots,
@@ -209,7 +200,7 @@ class DirectExchange:
         *,
         rows: int,
         x_TH: torch.Tensor,
-        phys_TK: npt.NDArray[np.int32],
+        assignment: Assignment,
         weights_TK: torch.Tensor,
         first: int,
         slots: int,
@@ -218,9 +209,9 @@ class DirectExchange:
         link = self.links.get(name)
         if link is None:
             raise LinkError(name, "is not linked")
-        layout = dispatch_layout(rows, x_TH.shape[1], phys_TK.shape[1], self._dtype)
+        layout = dispatch_layout(rows, x_TH.shape[1], assignment.phys_ids.shape[1], self._dtype)
         frame = link.allocate(layout.nbytes)
-        chosen = self._packing.pack(frame, layout, x_TH, phys_TK, weights_TK, first=first, slots=slots)
+        chosen = self._packing.pack(frame, layout, x_TH, assignment, weights_TK, first=first, slots=slots)
         request_id = next(self._ids)
         packed = time.perf_counter_ns()
         link.post(
@@ -243,7 +234,7 @@ class DirectExchange:
 
     # -- combine -------------------------------------------------------------------------------------------------
 
-    async def combine(self, receipt: DirectReceipt) -> torch.Tensor:
+    async def combine(self, receipt: DirectReceipt, residual_TH: torch.Tensor | None = None) -> torch.Tensor:
         try:
             await receipt.done
         finally:
@@ -251,7 +242,7 @@ class DirectExchange:
             self._forget(receipt)
         started = time.perf_counter_ns()
         answers = [(part.answer, part.rows) for part in receipt.parts if part.answer is not None]
-        result = self._packing.combine(answers, receipt.shape, self._device)
+        result = self._packing.combine(answers, receipt.shape, residual_TH)
         slowest_us = 0
         for answer, _ in answers:
             slowest_us = max(slowest_us, answer.header.elapsed_us)

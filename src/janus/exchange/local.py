@@ -39,8 +39,8 @@ class LocalExchange:
         self._activated[layer] = self._bank.activated(topk_ids_TK)
         return LocalReceipt(layer, self._bank.forward(layer, x_TH, topk_ids_TK, topk_weights_TK))
 
-    async def combine(self, receipt: LocalReceipt) -> torch.Tensor:
-        return receipt.y_TH
+    async def combine(self, receipt: LocalReceipt, residual_TH: torch.Tensor | None = None) -> torch.Tensor:
+        return receipt.y_TH if residual_TH is None else residual_TH + receipt.y_TH
 
     def activated(self) -> dict[str, list[int]]:
         return {"local": list(self._activated)}

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from janus.core.scheduling import Assignment
 from janus.exchange.layout import DispatchLayout, matrix
 from janus.model.kernels.library import DTYPES, Library, load_library
 from janus.transport.contract import InFrame, OutFrame
@@ -26,15 +27,12 @@ Rows = npt.NDArray[np.int64] | None
 class Packing(Protocol):
     """How payloads are written and read."""
 
-    def count_rows(self, phys_TK: npt.NDArray[np.int32], instances: int, slots: int) -> list[int]:
-        """Return for each of ``instances`` how many rows have a replica in its ``slots`` physical ids; -1 is no id."""
-
     def pack(
         self,
         frame: OutFrame,
         layout: DispatchLayout,
         x_TH: torch.Tensor,
-        phys_TK: npt.NDArray[np.int32],
+        assignment: Assignment,
         weights_TK: torch.Tensor,
         *,
         first: int,
@@ -45,14 +43,19 @@ class Packing(Protocol):
     def prime(self) -> None:
         """An answer is here: wake whoever will compute with it."""
 
-    def combine(self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, device: torch.device) -> torch.Tensor:
-        """Return [T, H] in the wire dtype: the answers added up in their order, in f32. Shares no memory with them."""
+    def combine(
+        self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, residual_TH: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return [T, H] in the wire dtype: the answers added up in their order, in f32, then ``residual_TH`` added.
+
+        The result shares no memory with the answers.
+        """
 
 
 def packing_for(dtype: torch.dtype, device: torch.device) -> Packing:
     """Return the fastest packing for activations of ``dtype`` on ``device``."""
     library = load_library() if device.type == "cpu" and dtype in DTYPES else None
-    return TorchPacking(dtype) if library is None else KernelPacking(library, dtype)
+    return TorchPacking(dtype, device) if library is None else KernelPacking(library, dtype)
 
 
 class KernelPacking:
@@ -63,24 +66,19 @@ class KernelPacking:
         self._dtype = dtype
         self._code = DTYPES[dtype]
 
-    def count_rows(self, phys_TK: npt.NDArray[np.int32], instances: int, slots: int) -> list[int]:
-        tokens, k = phys_TK.shape
-        counts = (ctypes.c_int64 * instances)()
-        self._library.count_rows(tokens, k, instances, slots, phys_TK.ctypes.data, counts)
-        return list(counts)
-
     def pack(
         self,
         frame: OutFrame,
         layout: DispatchLayout,
         x_TH: torch.Tensor,
-        phys_TK: npt.NDArray[np.int32],
+        assignment: Assignment,
         weights_TK: torch.Tensor,
         *,
         first: int,
         slots: int,
     ) -> Rows:
         x_TH, weights_TK = x_TH.contiguous(), weights_TK.contiguous()
+        phys_TK = assignment.phys_ids
         tokens, k = phys_TK.shape
         rows = None if layout.rows == tokens else np.empty(layout.rows, dtype=np.int64)
         self._library.pack_dispatch(
@@ -91,7 +89,7 @@ class KernelPacking:
             slots,
             layout.rows,
             x_TH.data_ptr(),
-            phys_TK.ctypes.data,
+            assignment.phys_address or phys_TK.ctypes.data,
             weights_TK.data_ptr(),
             None if rows is None else rows.ctypes.data,
             frame.address,
@@ -101,11 +99,10 @@ class KernelPacking:
     def prime(self) -> None:
         self._library.prime()
 
-    def combine(self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, device: torch.device) -> torch.Tensor:
+    def combine(
+        self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, residual_TH: torch.Tensor | None
+    ) -> torch.Tensor:
         total_TH = torch.empty(shape, dtype=self._dtype)
-        if len(answers) == 1 and answers[0][1] is None:
-            ctypes.memmove(total_TH.data_ptr(), answers[0][0].address, total_TH.nbytes)
-            return total_TH
         parts = len(answers)
         self._library.combine(
             self._code,
@@ -115,6 +112,7 @@ class KernelPacking:
             (ctypes.c_void_p * parts)(*(frame.address for frame, _ in answers)),
             (ctypes.c_void_p * parts)(*(None if rows is None else rows.ctypes.data for _, rows in answers)),
             (ctypes.c_int64 * parts)(*(frame.header.rows for frame, _ in answers)),
+            None if residual_TH is None else residual_TH.data_ptr(),
             total_TH.data_ptr(),
         )
         return total_TH
@@ -123,24 +121,22 @@ class KernelPacking:
 class TorchPacking:
     """On any device; also what the kernels are held against."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = dtype
-
-    def count_rows(self, phys_TK: npt.NDArray[np.int32], instances: int, slots: int) -> list[int]:
-        hosts_TK = np.where(phys_TK < 0, -1, phys_TK // slots)
-        return [int(np.count_nonzero((hosts_TK == instance).any(axis=1))) for instance in range(instances)]
+        self._device = device
 
     def pack(
         self,
         frame: OutFrame,
         layout: DispatchLayout,
         x_TH: torch.Tensor,
-        phys_TK: npt.NDArray[np.int32],
+        assignment: Assignment,
         weights_TK: torch.Tensor,
         *,
         first: int,
         slots: int,
     ) -> Rows:
+        phys_TK = assignment.phys_ids
         here_TK = (phys_TK >= first) & (phys_TK < first + slots)
         slots_TK = np.where(here_TK, phys_TK - np.int32(first), np.int32(-1))
         to_x, to_slots, to_weights = layout.views(frame.payload)
@@ -158,14 +154,15 @@ class TorchPacking:
     def prime(self) -> None:
         return None
 
-    def combine(self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, device: torch.device) -> torch.Tensor:
-        total_TH = torch.zeros(shape, dtype=torch.float32, device=device)
+    def combine(
+        self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, residual_TH: torch.Tensor | None
+    ) -> torch.Tensor:
+        total_TH = torch.zeros(shape, dtype=torch.float32, device=self._device)
         for frame, rows in answers:
-            y = matrix(frame.payload, frame.header.rows, frame.header.cols, self._dtype).to(device)
-            if len(answers) == 1 and rows is None:
-                return y.clone() if device.type == "cpu" else y
+            y = matrix(frame.payload, frame.header.rows, frame.header.cols, self._dtype).to(self._device)
             if rows is None:
                 total_TH.add_(y)
             else:
-                total_TH.index_add_(0, torch.from_numpy(rows).to(device), y.float())
-        return total_TH.to(self._dtype)
+                total_TH.index_add_(0, torch.from_numpy(rows).to(self._device), y.float())
+        y_TH = total_TH.to(self._dtype)
+        return y_TH if residual_TH is None else residual_TH + y_TH

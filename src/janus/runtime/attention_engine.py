@@ -181,8 +181,7 @@ class AttentionEngine:
             watch.lap("gate_ns")
             receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
             watch.lap("dispatch_ns")
-            y_TH = await exchange.combine(receipt)
-            h_TH = h_TH + y_TH
+            h_TH = await exchange.combine(receipt, h_TH)
             watch.lap("combine_ns")
             if time.perf_counter_ns() - yielded_ns > _YIELD_EVERY_NS:
                 # A long prefill: links must be answered meanwhile, or peers take us for dead.

@@ -85,10 +85,10 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_expert_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
     "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
-    "janus_count_rows": (None, (c_int64,) * 4 + (c_void_p,) * 2),
+    "janus_schedule_static": (c_int64, (c_int64,) * 5 + (c_void_p,) * 5),
     "janus_pack_dispatch": (None, (c_int64,) * 6 + (c_void_p,) * 5),
     "janus_scan_slots": (c_int64, (c_int64,) * 3 + (c_void_p,) * 2),
-    "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 4),
+    "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 5),
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_attention": (None, (c_void_p,) * 6),
@@ -118,7 +118,7 @@ class Library:
         self.route = self._dll.janus_route
         self.dense_mlp = self._dll.janus_dense_mlp
         self.head = self._dll.janus_head
-        self.count_rows = self._dll.janus_count_rows
+        self.schedule_static = self._dll.janus_schedule_static
         self.pack_dispatch = self._dll.janus_pack_dispatch
         self.scan_slots = self._dll.janus_scan_slots
         self.combine = self._dll.janus_combine
