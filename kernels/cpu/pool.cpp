@@ -7,6 +7,8 @@
 
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,6 +16,8 @@
 
 namespace janus {
 namespace {
+
+constexpr int kMaxSpread = 8;  // moving more threads than that costs more than it saves
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -82,6 +86,7 @@ void Pool::stop() {
   futex_wake_all(generation_);
   for (auto& thread : workers_) thread.join();
   workers_.clear();
+  home_ = -1;
 }
 
 void Pool::run(const Phase* phases, int count, bool parallel) {
@@ -90,6 +95,7 @@ void Pool::run(const Phase* phases, int count, bool parallel) {
       for (long task = 0; task < phases[p].tasks; ++task) phases[p].run(phases[p].context, task);
     return;
   }
+  spread();
   phases_ = phases;
   count_ = count;
   for (int p = 0; p < count; ++p) {
@@ -105,7 +111,26 @@ void Pool::run(const Phase* phases, int count, bool parallel) {
   wait_until([this] { return inside_.load() == 0; });
 }
 
+// Keeps the workers off the caller's core where there is a thread for every core. A worker that is woken is often put
+// on the core that wakes it, and stays there: then caller and worker share one core while another is idle, or does the
+// work of other processes that could as well run here.
+void Pool::spread() {
+#if defined(__linux__)
+  const int here = sched_getcpu();
+  if (here == home_ || here < 0) return;
+  home_ = here;
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+  const int count = CPU_COUNT(&cores);
+  if (count < 2 || threads_ < count || threads_ > kMaxSpread) return;
+  CPU_CLR(here, &cores);
+  for (auto& thread : workers_) pthread_setaffinity_np(thread.native_handle(), sizeof cores, &cores);
+#endif
+}
+
 void Pool::prime() {
+  if (workers_.empty()) return;
+  spread();
   // To a worker this is a job that was over before it came: it looks, and spins for the next.
   generation_.fetch_add(1);
   if (sleepers_.load() > 0) futex_wake_all(generation_);

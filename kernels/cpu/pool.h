@@ -62,6 +62,7 @@ class Pool {
   };
 
   void worker(uint32_t seen);
+  void spread();
   void work();
   void stop();
 
@@ -69,6 +70,7 @@ class Pool {
   std::vector<std::thread> workers_;
   int threads_ = 1;
   long spin_ns_ = 0;
+  int home_ = -1;  // the core that the workers keep off
   std::atomic<bool> quit_{false};
 
   const Phase* phases_ = nullptr;
