@@ -43,6 +43,8 @@ def test_every_scheduler_keeps_the_contract(
     # a_g: distinct replicas per instance.
     counted = Counter(replica // placement.slots_per_instance for replica in replicas)
     assert result.load.tolist() == [counted[g] for g in range(instances)]
+    hosts = result.phys_ids // placement.slots_per_instance
+    assert result.rows.tolist() == [sum(g in row for row in hosts.tolist()) for g in range(instances)]
     again = SCHEDULERS[name](topk_ids, placement, 1)
     assert (again.phys_ids == result.phys_ids).all()
 
