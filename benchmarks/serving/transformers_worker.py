@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from benchmarks.serving.worker import serve
 
-#: transformers' choices for Mixture-of-Experts layers that are ever the fastest here; batched_mm copies weights per token.
+#: transformers' choices for these layers. Not batched_mm: it gathers weights per token and warms up for minutes.
 _EXPERTS = ("grouped_mm", "eager")
 _WARMUP_TOKENS = 6
 
