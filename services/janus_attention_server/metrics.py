@@ -7,13 +7,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from janus.core.batcher import BatcherStats
 from janus.runtime.attention_engine import StepNews
 
+_EXPERT_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 class AttentionMetrics:
     """Instruments of one attention-server, in the registry given."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, scheduler: str) -> None:
         self._running = Gauge("vllm:num_requests_running", "Requests being computed", registry=registry)
         self._waiting = Gauge("vllm:num_requests_waiting", "Requests in the queue", registry=registry)
         self._kv = Gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", registry=registry)
@@ -26,9 +27,33 @@ class AttentionMetrics:
         self._a_max = Histogram(
             "janus_a_max",
             "Most distinct experts activated on one instance, per MoE layer of a step",
-            buckets=(1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256),
+            buckets=_EXPERT_BUCKETS,
             registry=registry,
         )
+        self._activated = Histogram(
+            "janus_activated_experts",
+            "Distinct experts activated on an instance, per MoE layer of a step",
+            ["instance"],
+            buckets=_EXPERT_BUCKETS,
+            registry=registry,
+        )
+        self._imbalance = Histogram(
+            "janus_activation_imbalance",
+            "Most minus fewest experts activated on an instance, per MoE layer of a step",
+            buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16, 32),
+            registry=registry,
+        )
+        self._sums = {
+            field: Counter(name, text, registry=registry)
+            for field, name, text in (
+                ("dispatches", "janus_dispatches", "MoE layers dispatched to expert instances"),
+                ("schedule_ns", "janus_schedule_seconds", "Time spent choosing replicas"),
+                ("judged", "janus_schedules_judged", "Choices of replicas that were compared with the best possible"),
+                ("proven", "janus_schedules_proven", "Choices of replicas that are proven to be the best possible"),
+            )
+        }
+        self._seen = dict.fromkeys(self._sums, 0)
+        Gauge("janus_scheduler", "1 for the scheduler in use", ["name"], registry=registry).labels(scheduler).set(1)
 
     def record(self, news: StepNews) -> None:
         """Take one step's news in."""
@@ -44,6 +69,18 @@ class AttentionMetrics:
                 self._queue.observe(waited)
             for counts in zip(*news.activated.values(), strict=True):
                 self._a_max.observe(max(counts))
+                self._imbalance.observe(max(counts) - min(counts))
+            for instance, counts_of_layers in news.activated.items():
+                activated = self._activated.labels(instance)
+                for count in counts_of_layers:
+                    activated.observe(count)
+
+    def exchange(self, times: dict[str, int]) -> None:
+        """Bring the counters up to the sums of ``ExchangeTimes``; empty where there is no exchange."""
+        for field, counter in self._sums.items():
+            now = times.get(field, 0)
+            counter.inc((now - self._seen[field]) * (1e-9 if field.endswith("_ns") else 1))
+            self._seen[field] = now
 
     def gauges(self, stats: BatcherStats) -> None:
         """Refresh what is a state, not an event."""

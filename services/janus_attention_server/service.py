@@ -44,7 +44,8 @@ class AttentionServer(ModelServer):
             on_news=lambda news: to_control(self._on_news, news),
             on_experts=lambda state: to_control(self._on_experts, state),
         )
-        self._metrics = AttentionMetrics(self.registry)
+        self._metrics = AttentionMetrics(self.registry, scheduler=options.scheduler)
+        self._scheduler = "" if options.experts == "local" else options.scheduler
         self._unreachable: list[str] = []
         self._activated: dict[str, list[int]] = {}
         self._steps = 0
@@ -77,6 +78,7 @@ class AttentionServer(ModelServer):
 
     def heartbeat(self) -> Heartbeat:
         health, stats = self.context.health, self._stats()
+        times = self._stepping.exchange_times()
         return Heartbeat(
             state=health.state,
             reason=health.reason,
@@ -88,6 +90,8 @@ class AttentionServer(ModelServer):
             tokens=self._tokens,
             rss_bytes=self.process.memory_info().rss,
             activated=self._activated,
+            scheduler=self._scheduler,
+            proven_share=times["proven"] / times["judged"] if times.get("judged") else None,
         )
 
     def on_view(self, view: ClusterView) -> None:
@@ -100,6 +104,7 @@ class AttentionServer(ModelServer):
         stats = self._stats()
         if stats is not None:
             self._metrics.gauges(stats)
+        self._metrics.exchange(self._stepping.exchange_times())
 
     def status(self) -> dict[str, Any]:
         engine = self._stepping.engine

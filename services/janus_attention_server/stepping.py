@@ -114,7 +114,7 @@ class Stepping:
         else:
             exchange = self._direct = DirectExchange(
                 links={},
-                scheduler=fastest_scheduler("static"),
+                scheduler=fastest_scheduler(options.scheduler),
                 dtype=dtype,
                 device=device,
                 dispatch_timeout_s=options.dispatch_timeout_s,

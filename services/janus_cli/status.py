@@ -34,6 +34,8 @@ def status(options: StatusOptions) -> int:
         return 1 if found else 0
     console.print(instances_table(report))
     console.print(f"placement epoch: {_epoch(report)}")
+    if line := _scheduling(report):
+        console.print(line)
     if options.layers:
         show_layers(console, report)
     for line in found:
@@ -48,6 +50,20 @@ def _epoch(report: StatusReport) -> str:
     if any(name.startswith("expert") for name in expected):
         return "none yet: experts are missing or loading"
     return "none: experts are in the attention instances (monolithic)"
+
+
+def _scheduling(report: StatusReport) -> str:
+    """Which scheduler the attention instances use, and how good its choices were; empty when there is none."""
+    parts = []
+    for name in sorted({heartbeat.scheduler for heartbeat in report.heartbeats.values() if heartbeat.scheduler}):
+        shares = [
+            heartbeat.proven_share
+            for heartbeat in report.heartbeats.values()
+            if heartbeat.scheduler == name and heartbeat.proven_share is not None
+        ]
+        proven = f" ({min(shares):.1%} of its choices proven the best possible)" if shares else ""
+        parts.append(f"{name}{proven}")
+    return f"scheduler: {', '.join(parts)}" if parts else ""
 
 
 def instances_table(report: StatusReport) -> Table:
@@ -107,14 +123,15 @@ def show_layers(console: Console, report: StatusReport) -> None:
 
 
 def layers_table(activated: dict[str, list[int]]) -> Table:
-    """Rows are MoE layers, columns the expert instances; the last column is the largest, a_max."""
+    """Rows are MoE layers, columns the expert instances; then the largest, a_max, and how far the least is below it."""
     table = Table(box=None, pad_edge=False)
     table.add_column("MoE layer", justify="right")
     instances = sorted(activated)
     for instance in instances:
         table.add_column(instance, justify="right")
     table.add_column("a_max", justify="right")
+    table.add_column("max - min", justify="right")
     for layer in range(max((len(counts) for counts in activated.values()), default=0)):
         counts = [activated[instance][layer] for instance in instances]
-        table.add_row(str(layer), *map(str, counts), str(max(counts)))
+        table.add_row(str(layer), *map(str, counts), str(max(counts)), str(max(counts) - min(counts)))
     return table

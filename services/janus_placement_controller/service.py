@@ -49,6 +49,7 @@ from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.listening import listen_as
 from janus.runtime.service import ServiceContext
 from janus.transport.link import InFrame, Link
+from janus_placement_controller.activations import read_activations
 
 log = structlog.get_logger()
 
@@ -58,7 +59,13 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
     checkpoint = await asyncio.to_thread(Checkpoint.open, options.model)
     config, fingerprint = checkpoint.config, checkpoint.fingerprint
     checkpoint.close()
-    shape = ModelShape(num_layers=config.num_moe_layers, num_experts=config.num_experts)
+    shape = ModelShape(
+        num_layers=config.num_moe_layers,
+        num_experts=config.num_experts,
+        activations=read_activations(options.activations, config.num_moe_layers, config.num_experts)
+        if options.activations
+        else None,
+    )
     await ControllerService(context, options, shape, fingerprint).run()
 
 

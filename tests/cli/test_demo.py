@@ -26,12 +26,13 @@ def test_the_demo_streams_text_shows_its_experts_and_leaves(tmp_path: Path) -> N
     text, _, rest = result.stdout.partition(" tokens in ")
     assert text.strip().startswith("And it")
     assert len(text.split()) > 20
-    layers = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+)$", rest, flags=re.MULTILINE)
+    layers = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", rest, flags=re.MULTILINE)
     assert [int(row[0]) for row in layers] == list(range(6))
-    for _, *counts, a_max in layers:
+    for _, *counts, a_max, imbalance in layers:
         # Four experts per token, each on exactly one of the two instances.
         assert sum(map(int, counts)) == 4
         assert max(map(int, counts)) == int(a_max)
+        assert int(a_max) - min(map(int, counts)) == int(imbalance)
     url = re.search(r"curl -N (http://127\.0\.0\.1:\d+)/v1/completions", rest)
     assert url is not None
     assert f'base_url="{url[1]}/v1"' in rest

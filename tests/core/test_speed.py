@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import time
-import timeit
-
-import numpy as np
 
 from janus.core.batcher import Batcher, BatcherConfig
-from janus.core.placement import static_placement
-from janus.core.scheduling import static
 from tests.core.batcher_harness import EOS, submit
 
 STREAMS = 64
@@ -42,14 +37,3 @@ def test_a_decode_step_of_64_streams_costs_less_than_400_us_of_decisions() -> No
             seconds.append(time.process_time() - sampled_at + planned - started)
     assert len(seconds) > 200
     assert sorted(seconds)[len(seconds) // 10] < 400e-6
-
-
-def test_static_scheduling_of_64_tokens_costs_less_than_30_us() -> None:
-    placement = static_placement(
-        num_layers=4, num_experts=160, instances=tuple(f"expert-{i}" for i in range(16)), slots_per_instance=16
-    )
-    topk_ids = np.random.default_rng(0).integers(0, 160, (64, 8))
-    best = (
-        min(timeit.repeat(lambda: static(topk_ids, placement, 1), timer=time.process_time, number=50, repeat=20)) / 50
-    )
-    assert best < 30e-6

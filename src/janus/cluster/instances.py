@@ -72,14 +72,26 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
             "controller",
             1,
             1,
-            {"model": model, "expect_attention": options.attention, "expect_experts": experts, "expect_gateways": 1},
+            {
+                "model": model,
+                "expect_attention": options.attention,
+                "expect_experts": experts,
+                "expect_gateways": 1,
+                "slots_per_instance": options.slots_per_instance,
+                "activations": str(Path(options.activations).resolve()) if options.activations else "",
+            },
         ),
         ("gateway", 1, 1, {"model": model, "http_host": options.host, "http_port": options.port}),
         (
             "attention",
             options.attention,
             attention_threads,
-            {**compute, "threads": attention_threads, "experts": "local" if options.monolithic else "remote"},
+            {
+                **compute,
+                "threads": attention_threads,
+                "experts": "local" if options.monolithic else "remote",
+                "scheduler": options.scheduler,
+            },
         ),
         ("expert", experts, expert_threads, {**compute, "threads": expert_threads}),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from janus.config.fields import check_ranges, option
-from janus.config.options import Device, DType, LogFormat, LogLevel, Transport
+from janus.config.options import Device, DType, LogFormat, LogLevel, SchedulerName, Transport
 from janus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -44,6 +44,25 @@ class UpOptions:
         unit="threads",
         default_text="0 = the cores, shared out",
         minimum=0,
+        panel=_COMPUTE,
+    )
+    scheduler: SchedulerName = option(
+        "aebs",
+        help="Which replica serves an activated expert; see janus-attention-server --help.",
+        panel=_COMPUTE,
+    )
+    slots_per_instance: int = option(
+        0,
+        help="Experts that each expert instance holds per MoE layer; more than an even share makes replicas.",
+        unit="slots",
+        default_text="0 = an even share",
+        minimum=0,
+        panel=_COMPUTE,
+    )
+    activations: str = option(
+        "",
+        help="JSON file with how often each expert was activated; see janus-placement-controller --help.",
+        default_text="none: all alike",
         panel=_COMPUTE,
     )
     transport: Transport = option("ucx", help="How instances talk; tcp is for diagnosis.", panel=_OPS)

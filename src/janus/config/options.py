@@ -17,6 +17,7 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Transport: TypeAlias = Literal["ucx", "tcp"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["console", "json"]
+SchedulerName: TypeAlias = Literal["aebs", "aebs-greedy", "token-balanced", "random", "static"]
 
 _NET, _LOG, _COMPUTE, _PROCESS = "Network", "Logs", "Model and compute", "Process"
 _MIN_SECRET = 8
@@ -182,6 +183,13 @@ class AttentionOptions(ServiceOptions):
     experts: Literal["remote", "local"] = option(
         "remote", help="remote: on expert-servers; local: in this process (monolithic).", panel=_COMPUTE
     )
+    scheduler: SchedulerName = option(
+        "aebs",
+        help="Which replica serves an activated expert. aebs: the busiest instance reads the fewest experts possible; "
+        "aebs-greedy: the same by a quick rule; token-balanced: tokens in turn over all replicas; random; "
+        "static: the first replica.",
+        panel=_COMPUTE,
+    )
     max_running: int = option(64, help="Sequences that may be generated at the same time.", unit="sequences", minimum=1)
     token_budget: int = option(
         512, help="Tokens in one step; longer prompts are prefilled in chunks.", unit="tokens", minimum=1
@@ -265,6 +273,13 @@ class ControllerOptions(ServiceOptions):
     )
     slots_per_instance: int = option(
         0, help="Slots per expert instance and MoE layer.", unit="slots", default_text="0 = an even share", minimum=0
+    )
+    activations: str = option(
+        "",
+        help='JSON file with how often each expert was activated, {"activations": [[count per expert] per MoE layer]}: '
+        "spare slots go to the busiest experts.",
+        default_text="none: all alike",
+        panel=_COMPUTE,
     )
     heartbeat_s: float = option(
         0.5, help="How often instances report; eight missed reports mark one as failed.", unit="seconds", minimum=0.01

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from janus.core.membership_events import Action, Log, SendLoad
 from janus.core.placement import Placement, static_placement
 from janus.errors import ConfigError
 from janus.messages.control import PlacementTable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelShape:
     """What the placement must know of a model: its MoE layers and the experts in each."""
 
     num_layers: int
     num_experts: int
+    #: float[num_layers, num_experts]: how often each expert was activated; ``None`` = all alike.
+    activations: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +153,7 @@ class PlacementEpochs:
                 instances=tuple(holders),
                 slots_per_instance=slots or None,
                 epoch=self._next_number(),
+                activations=self.shape.activations,
             )
         except ConfigError as error:
             is_news, self.problem = str(error) != self.problem, str(error)

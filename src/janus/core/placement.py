@@ -40,10 +40,6 @@ class Placement:
     phys_to_logical: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
     #: int32[L, E, Rmax]: physical ids of each expert's replicas, padded with ``EMPTY``.
     logical_to_phys: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
-    #: int32[L, E]: physical id of each expert's first replica.
-    first_replica: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
-    #: Address of ``first_replica``, for compiled schedulers.
-    first_replica_address: int = field(init=False, repr=False, compare=False)
     #: int32[L, E]: replicas of each expert.
     replica_count: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
 
@@ -53,12 +49,10 @@ class Placement:
         for name, table in (
             ("phys_to_logical", phys_to_logical),
             ("logical_to_phys", logical_to_phys),
-            ("first_replica", np.ascontiguousarray(logical_to_phys[:, :, 0])),
             ("replica_count", counts),
         ):
             table.setflags(write=False)
             object.__setattr__(self, name, table)
-        object.__setattr__(self, "first_replica_address", self.first_replica.ctypes.data)
 
     @property
     def num_layers(self) -> int:

@@ -61,6 +61,11 @@ class ExchangeTimes:
     #: The part of ``wait_ns`` that the slowest instance says it computed.
     expert_ns: int = 0
     combine_ns: int = 0
+    #: Dispatches whose scheduler looked whether its choice is the best possible, and those where it is.
+    judged: int = 0
+    proven: int = 0
+    #: Shifts along augmenting paths.
+    repairs: int = 0
 
 
 class DirectExchange:
@@ -189,6 +194,10 @@ class DirectExchange:
         times = self.times
         times.dispatches += 1
         times.schedule_ns += scheduled - started
+        if assignment.proven is not None:
+            times.judged += 1
+            times.proven += assignment.proven
+            times.repairs += assignment.repairs
         times.pack_ns += posted - scheduled
         return receipt
 

@@ -122,6 +122,10 @@ class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     rss_bytes: int = 0
     #: Attention instances: activated experts in the last step, ``{expert instance: [count per MoE layer]}``.
     activated: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    #: Attention instances: the scheduler in use, and the share of its choices that are proven to be the best possible;
+    #: ``None`` where it does not look.
+    scheduler: str = ""
+    proven_share: float | None = None
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -85,7 +85,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_expert_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
     "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
-    "janus_schedule_static": (c_int64, (c_int64,) * 5 + (c_void_p,) * 5),
+    "janus_schedule": (None, (c_int64,) * 4 + (c_void_p,) * 7),
     "janus_pack_dispatch": (None, (c_int64,) * 6 + (c_void_p,) * 5),
     "janus_scan_slots": (c_int64, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 5),
@@ -118,7 +118,7 @@ class Library:
         self.route = self._dll.janus_route
         self.dense_mlp = self._dll.janus_dense_mlp
         self.head = self._dll.janus_head
-        self.schedule_static = self._dll.janus_schedule_static
+        self.schedule = self._dll.janus_schedule
         self.pack_dispatch = self._dll.janus_pack_dispatch
         self.scan_slots = self._dll.janus_scan_slots
         self.combine = self._dll.janus_combine
