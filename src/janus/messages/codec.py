@@ -1,8 +1,7 @@
 """Control messages as bytes: one msgpack map per message, checked against its type while it is read.
 
-msgspec reads and writes the msgpack: 3 us to write and 5 us to read the news of 32 streams, where packing and checking
-in two steps took 39 and 128 us, on the loop that shares the interpreter with the model. It compares every length with
-the bytes that are there before it allocates. Tensors never pass through here; they travel as raw frames.
+msgspec reads and writes the msgpack in one compiled pass, which matters on the loop that shares the interpreter with
+the model. It compares every length with the bytes that are there before it allocates. Tensors never pass through here; they travel as raw frames.
 """
 
 from __future__ import annotations

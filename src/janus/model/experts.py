@@ -60,7 +60,7 @@ class ExpertBank:
     @staticmethod
     def activated(slots_NK: torch.Tensor) -> int:
         """How many distinct slots a dispatch touches (a_g of the paper)."""
-        # Counting is 30 times faster than torch.unique, which sorts; slot -1 is counted in bin 0 and left out.
+        # Counting is far faster than torch.unique, which sorts; slot -1 is counted in bin 0 and left out.
         return int(torch.count_nonzero(torch.bincount(slots_NK.flatten() + 1)[1:]))
 
     def forward(

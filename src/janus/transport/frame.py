@@ -60,7 +60,7 @@ FIRST_LINK_KIND = Kind.CREDIT
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded header; field meanings as in the module docstring.
 
-    A msgspec struct is made in 0.5 us where a frozen dataclass of 14 fields takes 8: one is made per frame received.
+    A msgspec struct, since one is made per frame received: a frozen dataclass sets its 14 fields one by one in Python.
     """
 
     kind: Kind

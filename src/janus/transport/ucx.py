@@ -6,8 +6,7 @@ The engine takes tagged messages by probing: the size is known *before* memory i
 unread, UCX writes straight into a pooled, aligned buffer, and one probe serves all wires. Active messages would
 allocate whatever size a stranger sends; the feature stays off, so UCX refuses them.
 
-Measured (2 cores, loopback, other end in another process, round trip p50): probing is as fast as active messages at
-every size (64 B 126 vs 133 us, 32 KiB 125 vs 179, 1 MiB 534 vs 559).
+`benchmarks/transport/pingpong.py` measures round trips over it.
 """
 
 from __future__ import annotations
@@ -104,8 +103,8 @@ class Receiver(Protocol):
 class Engine:
     """One UCX context and worker on one event loop, progressed when its epoll descriptor says so: idle costs nothing.
 
-    With JANUS_UCX_SPIN_US it busy-polls that long before sleeping. That buys ~90 us per round trip where the process
-    owns a core, and costs the whole window on a shared one; the default is 0.
+    With JANUS_UCX_SPIN_US it busy-polls that long before sleeping. That saves the wake-up where the process owns a core,
+    and costs the whole window on a shared one; the default is 0.
     """
 
     _by_loop: ClassVar[dict[asyncio.AbstractEventLoop, Engine]] = {}
