@@ -1,7 +1,8 @@
 """Control messages as bytes: one msgpack map per message, checked against its type while it is read.
 
 msgspec reads and writes the msgpack in one compiled pass, which matters on the loop that shares the interpreter with
-the model. It compares every length with the bytes that are there before it allocates. Tensors never pass through here; they travel as raw frames.
+the model. It compares every length with the bytes that are there before it allocates. Tensors never pass through here;
+they travel as raw frames.
 """
 
 from __future__ import annotations

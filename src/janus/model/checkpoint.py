@@ -7,14 +7,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from janus.errors import CheckpointError
 from janus.model.config import ModelConfig, read_json
 from janus.model.families import family_named
 from janus.model.families.base import Family, MlpSpec, TensorSpec
 from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -74,6 +76,8 @@ class Checkpoint:
         Returns:
             gate_up [2 * I, H] (gate rows, then up rows) and down [H, I].
         """
+        import torch
+
         fused = self._family.fused_experts(self.config, layer)
         if fused is not None and fused.gate_up.name in self:
             return (self._read(fused.gate_up.name, expert).to(dtype), self._read(fused.down.name, expert).to(dtype))

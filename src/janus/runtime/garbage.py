@@ -13,8 +13,8 @@ def settle() -> None:
     """Take what exists now (torch, the model, the tables) out of the collector's sight, and have it run seldom.
 
     Call when a service has loaded what it serves. Every step makes many short-lived containers, so the collector runs
-    often, and its full passes walk the hundreds of thousands of objects that torch brings: a visible part of every decode
-    step. Cycles that services make from now on are still found.
+    often, and its full passes walk the hundreds of thousands of objects that torch brings: a visible part of every
+    decode step. Cycles that services make from now on are still found.
     """
     gc.collect()
     gc.freeze()

@@ -103,8 +103,8 @@ class Receiver(Protocol):
 class Engine:
     """One UCX context and worker on one event loop, progressed when its epoll descriptor says so: idle costs nothing.
 
-    With JANUS_UCX_SPIN_US it busy-polls that long before sleeping. That saves the wake-up where the process owns a core,
-    and costs the whole window on a shared one; the default is 0.
+    With JANUS_UCX_SPIN_US it busy-polls that long before sleeping. That saves the wake-up where the process owns a
+    core, and costs the whole window on a shared one; the default is 0.
     """
 
     _by_loop: ClassVar[dict[asyncio.AbstractEventLoop, Engine]] = {}
