@@ -15,11 +15,11 @@ from tests.e2e.lab import Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-#: What `make test` covers: all topologies with two models, every model at least once. The rest is marked slow.
+#: What `make test` covers: all topologies with the bundled model, every model at least once. The rest is marked slow.
 #: The first two run on clusters that the tests before have left warm.
 FAST = [
     *(("grouped", (2, 2)), ("biased", (3, 1))),
-    *(("grouped", topology) for topology in ((1, 1), (1, 3), (3, 1))),
+    ("grouped", (3, 1)),
     *(("janus-tiny", topology) for topology in TOPOLOGIES),
     *(("tied", (1, 3)), ("mqa", (2, 2)), ("sparse", (1, 3))),
 ]

@@ -146,8 +146,9 @@ class ClusterClient:
             self._remind()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(answer.heartbeat_s):
-                    error = await link.wait_closed()
-                    log.warning("controller_lost", problem=str(error))
+                    await link.wait_closed()
+        # Not within the wait: the link may just as well end between two of them.
+        log.warning("controller_lost", problem=str(link.error))
 
     def _remind(self) -> None:
         missing = tuple(self.view.missing) if self.view is not None and self.view.missing else None
