@@ -61,6 +61,9 @@ class ExchangeTimes:
     #: The part of ``wait_ns`` that the slowest instance says it computed.
     expert_ns: int = 0
     combine_ns: int = 0
+    #: Distinct experts, and the most on one instance, summed over dispatches.
+    activated: int = 0
+    a_max: int = 0
     #: Dispatches whose scheduler looked whether its choice is the best possible, and those where it is.
     judged: int = 0
     proven: int = 0
@@ -189,10 +192,13 @@ class DirectExchange:
         for index, request_id in enumerate(receipt.request_ids):
             self._pending[request_id] = (receipt, index)
         receipt.timer = loop.call_later(self._timeout_s, self._expire, receipt)
-        for name, activated in zip(placement.instances, assignment.load.tolist(), strict=True):
+        load = assignment.load.tolist()
+        for name, activated in zip(placement.instances, load, strict=True):
             self._activated[name][layer] = activated
         times = self.times
         times.dispatches += 1
+        times.activated += assignment.activated
+        times.a_max += max(load)
         times.schedule_ns += scheduled - started
         if assignment.proven is not None:
             times.judged += 1
