@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
+from benchmarks.demo import BEGIN, END, RESULT, render
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -61,3 +63,8 @@ def test_make_targets_and_commands_that_documents_name_exist(document: Path) -> 
     commands = (ROOT / "services" / "janus_cli" / "__main__.py").read_text()
     known = set(re.findall(r'add_command\(app, "([a-z]+)"', commands))
     assert set(re.findall(r"`janus ([a-z]+)", text)) <= known
+
+
+def test_the_transcript_in_the_readme_is_the_recorded_one() -> None:
+    shown = (ROOT / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    assert shown == render(json.loads(RESULT.read_text()))
