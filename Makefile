@@ -61,6 +61,10 @@ format: develop ## format the code and fix what can be fixed
 bench: develop ## measure serving; writes benchmarks/results/serving.json
 	$(BIN)/python -m benchmarks.serving
 
+.PHONY: bench-scheduling
+bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/scheduling.json
+	$(BIN)/python -m benchmarks.scheduling
+
 .PHONY: soak
 soak: develop ## 64 streams for three minutes, then overload; writes benchmarks/results/soak.json (slow)
 	$(BIN)/python -m benchmarks.load.soak

@@ -1,0 +1,1 @@
+"""How well each scheduler balances activated experts, and what it costs: ``python -m benchmarks.scheduling``."""
