@@ -46,7 +46,8 @@ struct Shared {
   int activated;
   // The activated experts with a choice, in order: `count` of them.
   int expert[kMaxExperts];
-  Set choice[kMaxExperts];
+  Set choice[kMaxExperts];         // its hosts
+  int part[kMaxExperts];           // what each of them expects of it, in the unit of the potential
   int at[kMaxExperts];             // the instance that was chosen
 };
 
@@ -77,10 +78,10 @@ __device__ void choose(Shared& s, int count, int lane, Pair& total) {
   Pair potential = {kOne * total.low + s.share[lane], kOne * total.high + s.share[lane + kWarp]};
   for (int i = 0; i < count; ++i) {
     const Set hosts = s.choice[i];
-    const int share = kOne / __popcll(hosts);
+    const int part = s.part[i];
     const bool low = has(hosts, lane), high = has(hosts, lane + kWarp);
-    potential.low -= low ? share : 0;
-    potential.high -= high ? share : 0;
+    potential.low -= low ? part : 0;
+    potential.high -= high ? part : 0;
     const int least = __reduce_min_sync(kAll, min(low ? potential.low : kNever, high ? potential.high : kNever));
     // Two ballots rather than the instance in the key's low bits: with load0 the potential needs all 31.
     const unsigned at_low = __ballot_sync(kAll, low && potential.low == least);
@@ -248,6 +249,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
       const int e = s.order[chunk * kWarp + lane];
       s.expert[place] = e;
       s.choice[place] = s.hosts[e];
+      s.part[place] = kOne / __popcll(s.hosts[e]);
     }
     count_choosing += __popc(choosing);
   }
@@ -257,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
   Pair share = {0, 0};
   for (int i = warp; i < count_choosing; i += warps) {
     const Set mine = s.choice[i];
-    const int part = kOne / __popcll(mine);
+    const int part = s.part[i];
     share.low += has(mine, lane) ? part : 0;
     share.high += has(mine, lane + kWarp) ? part : 0;
   }
