@@ -103,7 +103,7 @@ def _json(result: dict[str, Any]) -> str:
     fields = []
     for key, value in result.items():
         if isinstance(value, list):
-            lines = ",\n  ".join(json.dumps(each) for each in value)
+            lines = ",\n  ".join(json.dumps(each, separators=(",", ":")) for each in value)
             fields.append(f'"{key}": [\n  {lines}\n ]')
         else:
             fields.append(f'"{key}": {json.dumps(value)}')

@@ -7,14 +7,15 @@ from typing import Any
 
 from benchmarks.scheduling.plot import Line, Panel, chart
 
-#: Colours that differ for colour-blind eyes too (Okabe and Ito 2008).
+#: Colours that differ for colour-blind eyes too, after Okabe and Ito (2008).
 _COLOURS = {
-    "static": "#999999",
-    "random": "#56b4e9",
     "token-balanced": "#d55e00",
-    "aebs-greedy": "#cc79a7",
+    "random": "#56b4e9",
+    "static": "#8a8a8a",
     "aebs": "#0072b2",
+    "aebs-greedy": "#f0a0c8",  # on top of aebs, which it mostly hides behind
 }
+_WIDTHS = {"aebs": 4.0, "aebs-greedy": 1.6}
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
@@ -52,7 +53,7 @@ def _panels(cases: Sequence[dict[str, Any]], instances: Sequence[int]) -> list[P
                     name="aebs = optimum" if policy == "aebs" else policy,
                     colour=colour,
                     points=[(case["batch"], case["a_max"][policy]) for case in chosen],
-                    width=3.0 if policy == "aebs" else 2.0,
+                    width=_WIDTHS.get(policy, 2.0),
                 )
                 for policy, colour in _COLOURS.items()
             ]
@@ -74,7 +75,7 @@ def _time_panels(times: Sequence[dict[str, Any]]) -> list[Panel]:
                     name=policy,
                     colour=_COLOURS[policy],
                     points=[(time["batch"], time["time"][policy]) for time in chosen],
-                    width=3.0 if policy == "aebs" else 2.0,
+                    width=_WIDTHS.get(policy, 2.0),
                 )
                 for policy in ("token-balanced", "aebs")
             ]

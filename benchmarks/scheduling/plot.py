@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _GAP = 250, 230, 62, 58, 84, 34
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _GAP = 250, 230, 62, 58, 84, 44
 _FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 _INK, _FAINT, _GRID = "#222222", "#666666", "#e6e6e6"
 

@@ -77,7 +77,7 @@ class Trace:
     @property
     def tokens(self) -> int:
         """Tokens to schedule."""
-        return self._later_LNK.shape[1]
+        return int(self._later_LNK.shape[1])
 
     @cached_property
     def activations(self) -> npt.NDArray[np.float64]:
@@ -132,7 +132,8 @@ def recorded(path: Path) -> list[Trace]:
 
 def pack(ids_NLK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint16]:
     """Return uint16[N, L]: bit e is set where expert e was chosen; the order of a token's experts is lost."""
-    return np.bitwise_or.reduce(np.left_shift(1, ids_NLK), axis=2).astype(np.uint16)
+    chosen_NL: npt.NDArray[np.int64] = np.bitwise_or.reduce(np.left_shift(1, ids_NLK), axis=2)
+    return chosen_NL.astype(np.uint16)
 
 
 def unpack(chosen_NL: npt.NDArray[np.uint16]) -> npt.NDArray[np.int32]:
