@@ -171,7 +171,8 @@ class RawModule:
 
     def _start(self) -> None:
         # ThreadSanitizer's shadow does not fit every layout of the address space; without randomisation it does.
-        for prefix in ([], ["setarch", "-R"]) if self._build == "thread" else ([],):
+        fixed = ["setarch", "-R"] if self._build == "thread" and shutil.which("setarch") else []
+        for prefix in ([], fixed) if fixed else ([],):
             with self._said.open("wb") as said:
                 self._process = subprocess.Popen(
                     [*prefix, str(self._program)],

@@ -31,6 +31,7 @@ def test_is_what_the_oracle_says(plain: RawModule, kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_is_what_the_oracle_says_thousands_of_times(plain: RawModule, kind: str) -> None:
     for seed in range(1000, 4000):
@@ -46,6 +47,7 @@ def test_is_optimal(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", cases.KINDS)
 def test_is_optimal_thousands_of_times(kind: str) -> None:
     for seed in range(1000, 4000):
@@ -122,6 +124,7 @@ def test_has_no_data_race(thread: RawModule, order: Order) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_has_no_data_race_in_hundreds_of_launches(thread: RawModule) -> None:
     for kind in cases.KINDS:
         for seed in range(60):

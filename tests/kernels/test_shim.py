@@ -239,6 +239,10 @@ def test_arguments_are_checked(plain: RawModule) -> None:
     ]:
         with pytest.raises(TypeError, match=complaint):
             kernel((1,), (32,), arguments)
+    constant = zeros(1)
+    constant.flags.writeable = False
+    with pytest.raises(KernelError, match="total wrote to an array that is read-only"):
+        kernel((1,), (32,), (np.ones(4, dtype=np.int32), np.int32(4), constant))
     with pytest.raises(TypeError, match="1025 threads"):
         kernel((1,), (1025,), (values, np.int32(4), out))
     with pytest.raises(TypeError, match="declare it static"):
