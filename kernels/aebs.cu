@@ -76,9 +76,14 @@ __device__ __forceinline__ void read(const int* ids, int count, int start, int (
 // Every expert with a choice, in order, goes to the host with the least potential, the lowest among equals.
 __device__ void choose(Shared& s, int count, int lane, Pair& total) {
   Pair potential = {kOne * total.low + s.share[lane], kOne * total.high + s.share[lane + kWarp]};
+  Set next_hosts = s.choice[0];
+  int next_part = s.part[0];
   for (int i = 0; i < count; ++i) {
-    const Set hosts = s.choice[i];
-    const int part = s.part[i];
+    const Set hosts = next_hosts;
+    const int part = next_part;
+    const int next = i + 1 < count ? i + 1 : i;  // on its way while this one is decided
+    next_hosts = s.choice[next];
+    next_part = s.part[next];
     const bool low = has(hosts, lane), high = has(hosts, lane + kWarp);
     potential.low -= low ? part : 0;
     potential.high -= high ? part : 0;

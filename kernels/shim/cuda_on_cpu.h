@@ -1,7 +1,7 @@
 // CUDA C on a CPU, for tests: the text of a kernel, compiled by g++ behind this header, runs with one fiber per thread.
 //
-// Enough of the language for kernels of integers and floats with static shared memory. Missing: `extern __shared__`,
-// half types, textures, cooperative groups, inline PTX, dynamic parallelism. runtime.cpp has the rules that are checked.
+// Enough of the language for kernels of integers and floats with static shared memory. Missing: dynamic shared memory,
+// half types, textures, cooperative groups, inline PTX, fences. runtime.cpp has the rules that are checked.
 #pragma once
 
 #include <climits>
