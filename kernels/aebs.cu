@@ -91,15 +91,13 @@ __device__ void choose(Shared& s, int count, int lane, Pair& total) {
     // Two ballots rather than the instance in the key's low bits: with load0 the potential needs all 31.
     const unsigned at_low = __ballot_sync(kAll, low && potential.low == least);
     const unsigned at_high = __ballot_sync(kAll, high && potential.high == least);
-    if ((at_low & (0u - at_low)) == 1u << lane) {
-      potential.low += kOne;
-      total.low += 1;
-      s.at[i] = lane;
-    } else if (at_low == 0 && (at_high & (0u - at_high)) == 1u << lane) {
-      potential.high += kOne;
-      total.high += 1;
-      s.at[i] = lane + kWarp;
-    }
+    const bool takes_low = (at_low & (0u - at_low)) == 1u << lane;
+    const bool takes_high = at_low == 0 && (at_high & (0u - at_high)) == 1u << lane;
+    potential.low += takes_low ? kOne : 0;
+    potential.high += takes_high ? kOne : 0;
+    total.low += takes_low ? 1 : 0;
+    total.high += takes_high ? 1 : 0;
+    if (takes_low || takes_high) s.at[i] = takes_low ? lane : lane + kWarp;
   }
   __syncwarp();  // `at` is read by other lanes from here on
 }
