@@ -30,7 +30,7 @@ CODE := src services tests benchmarks
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
-	  printf '  %-10s %s\n' "$$name" "$$text"; done
+	  printf '  %-16s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
 demo: install ## start a small cluster and stream text from the bundled model
