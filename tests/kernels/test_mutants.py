@@ -32,7 +32,7 @@ MUTANTS = [
     Mutant("flags are not cleared", "    s.active[i] = 0;\n", ""),
     Mutant("expected shares are not cleared", "    s.share[g] = 0;\n", ""),
     Mutant("ties go to the highest host", "(at_low & (0u - at_low)) == 1u << lane", "at_low >> lane == 1u"),
-    Mutant("high hosts win ties", "at_low == 0 && (at_high", "(at_high"),
+    Mutant("high hosts win ties", "at_low == 0 && (at_high", "(at_high", slow=True),
     Mutant("a share stays in the potential", "potential.high -= high ? part : 0;", "", slow=True),
     Mutant(
         "the target is the last of equals",
@@ -48,6 +48,7 @@ MUTANTS = [
         "the last expert becomes the parent",
         "if (!low && has(hosts, lane)) {",
         "if (!has(visited, lane) && has(hosts, lane)) {",
+        slow=True,
     ),
     Mutant("load counts what was queued", "load[lane] = total.low - before.low", "load[lane] = total.low", slow=True),
     Mutant("half a warp votes", "__ballot_sync(kAll, low) |", "__ballot_sync(0xffffu, low) |"),
@@ -80,7 +81,12 @@ MUTANTS = [
     ),
     Mutant("shifts by 64", "G < kMaxInstances ? (1ull << G) - 1 : ~0ull", "(1ull << G) - 1", "address", slow=True),
     Mutant(
-        "a sum leaves its type", "((1u << lane) - 1)", "static_cast<unsigned>((1 << lane) - 1)", "address", alone=True
+        "a sum leaves its type",
+        "((1u << lane) - 1)",
+        "static_cast<unsigned>((1 << lane) - 1)",
+        "address",
+        alone=True,
+        slow=True,
     ),
     Mutant(
         "rows of 64 instances",
