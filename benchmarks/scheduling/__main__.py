@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import write_into
 from benchmarks.scheduling.campaign import full, measure_cases, model_times, quick, say
 from benchmarks.scheduling.figures import figures
-from benchmarks.scheduling.report import imbalance_mean, optimal_share, tables, write_into
+from benchmarks.scheduling.report import imbalance_mean, optimal_share, tables
 from benchmarks.scheduling.routing import REPOSITORY
 from benchmarks.scheduling.timing import measure_times
 from benchmarks.serving.machine import CpuMeter, commit, hardware
@@ -93,7 +94,7 @@ def _write(given: argparse.Namespace, result: dict[str, Any]) -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(_json(result))
     if given.document:
-        write_into(given.document, tables(result))
+        write_into(given.document, tables(result), result="scheduling.json")
         for name, svg in figures(result).items():
             (given.document.parent / name).write_text(svg)
 

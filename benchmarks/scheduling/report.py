@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.scheduling.layer_time import RIDGES
 from benchmarks.scheduling.quality import POLICIES
 
-_BEGIN, _END = "<!-- scheduling.json: begin -->", "<!-- scheduling.json: end -->"
 #: a_max of the paper's AEBS by (instances, batch): arXiv 2512.13525, figure 17, DeepSeek-V2 with 27 slots per instance.
 _FIGURE_17 = {
     (6, 16): 8.46,
@@ -101,7 +100,7 @@ def _share_table(large: Sequence[Case], tiny: Sequence[Case]) -> str:
         row(f"{n} instances", _where(large, instances=n))
     row("all large shapes", large)
     row("janus-tiny, recorded", tiny)
-    return _markdown(rows)
+    return table(rows)
 
 
 def _repairs(cases: Sequence[Case]) -> str:
@@ -133,7 +132,7 @@ def _policy_table(title: str, cases: Sequence[Case], name: Callable[[Case], str]
     for case in cases:
         values = [case["activated"], *(case["a_max"][policy] for policy in POLICIES), case["optimum"]]
         rows.append([name(case), *(f"{value:.2f}" for value in values)])
-    return _markdown(rows)
+    return table(rows)
 
 
 def _figure_17_table(large: Sequence[Case]) -> str:
@@ -144,14 +143,14 @@ def _figure_17_table(large: Sequence[Case]) -> str:
         ours = [_where(cases, instances=n, batch=size, routing=routing) for routing in routings]
         if all(ours):
             rows.append([f"n_e = {n}, B = {size}", f"{value:.2f}", *(f"{found[0]['optimum']:.2f}" for found in ours)])
-    return _markdown(rows) if len(rows) > 1 else ""
+    return table(rows) if len(rows) > 1 else ""
 
 
 def _imbalance_table(means: dict[str, dict[str, float]]) -> str:
     columns = [*POLICIES, "least"]
     rows = [["mean of max - min, all cases", *POLICIES, "least possible"]]
     rows += [[shape, *(f"{of[column]:.2f}" for column in columns)] for shape, of in means.items()]
-    return _markdown(rows)
+    return table(rows)
 
 
 def _imbalance_by_instances(large: Sequence[Case]) -> str:
@@ -160,7 +159,7 @@ def _imbalance_by_instances(large: Sequence[Case]) -> str:
     for n in _values(cases, "instances"):
         found = _imbalance(_where(cases, instances=n))
         rows.append([f"{n} instances", *(f"{value:.2f}" for value in found.values())])
-    return _markdown(rows) if cases else ""
+    return table(rows) if cases else ""
 
 
 def _tiny_table(tiny: Sequence[Case]) -> str:
@@ -177,7 +176,7 @@ def _times_by_policy(times: Sequence[Case]) -> str:
     for policy in POLICIES:
         found = [_where(detail, policy=policy, batch=size)[0] for size in batches]
         rows.append([policy, *(_time(time) for time in found)])
-    return _markdown(rows)
+    return table(rows)
 
 
 def _times_by_shape(times: Sequence[Case]) -> str:
@@ -187,7 +186,7 @@ def _times_by_shape(times: Sequence[Case]) -> str:
         for n in _values(_where(aebs, shape=shape), "instances"):
             by_batch = {time["batch"]: _time(time) for time in _where(aebs, shape=shape, instances=n)}
             rows.append([f"{shape}, n_e = {n}", by_batch.get(64, ""), by_batch.get(4096, "")])
-    return _markdown(rows)
+    return table(rows)
 
 
 def _time(time: Case) -> str:
@@ -200,7 +199,7 @@ def _token_table(large: Sequence[Case]) -> str:
     for case in cases:
         name = f"{case['routing']}, B = {case['batch']}"
         rows.append([name, *(f"{case['token_imbalance'][policy]:.2f}" for policy in POLICIES)])
-    return _markdown(rows) if cases else ""
+    return table(rows) if cases else ""
 
 
 def _layer_time_table(times: Sequence[Case]) -> str:
@@ -213,7 +212,7 @@ def _layer_time_table(times: Sequence[Case]) -> str:
                 found = _where(chosen, shape=shape, routing=routing, device=device)
                 pairs = [f"{time['time']['token-balanced']:.1f} / {time['time']['aebs']:.1f}" for time in found]
                 rows.append([f"{shape}, {routing}, n_e = {found[0]['instances']}, {device}", *pairs])
-    return _markdown(rows) if chosen else ""
+    return table(rows) if chosen else ""
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
@@ -225,26 +224,3 @@ def _where(cases: Iterable[Case], **wanted: object) -> list[Case]:
 
 def _values(cases: Iterable[Case], key: str) -> list[Any]:
     return list(dict.fromkeys(case[key] for case in cases))
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def write_into(document: Path, text: str) -> None:
-    """Replace what is between the markers of ``document``.
-
-    Raises:
-        ValueError: the document has no markers.
-    """
-    content = document.read_text()
-    head, begin, rest = content.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{document} has no line {_BEGIN} with a line {_END} below it")
-    document.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import write_into
 from benchmarks.serving.campaign import Campaign, Schedule
 from benchmarks.serving.checkpoints import CHECKPOINTS, BenchCheckpoint
 from benchmarks.serving.engines import (
@@ -26,7 +27,7 @@ from benchmarks.serving.engines import (
     client_worker,
 )
 from benchmarks.serving.machine import Patience, commit, hardware
-from benchmarks.serving.report import CLUSTER, summary, tables, write_into
+from benchmarks.serving.report import CLUSTER, summary, tables
 from benchmarks.serving.worker import REPOSITORY, Worker
 from benchmarks.serving.workload import Workload
 
@@ -195,7 +196,7 @@ def _write(given: argparse.Namespace, result: dict[str, Any]) -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     if given.document:
-        write_into(given.document, tables(result))
+        write_into(given.document, tables(result), result="serving.json")
 
 
 if __name__ == "__main__":

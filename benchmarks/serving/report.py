@@ -5,14 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.serving.campaign import Campaign, Cell
 
 #: The engine whose figures are the headline.
 CLUSTER = "1A1E"
-_BEGIN, _END = "<!-- serving.json: begin -->", "<!-- serving.json: end -->"
 
 
 def summary(campaign: Campaign) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def _speed_table(data: dict[str, Any]) -> str:
         used = [data["cpu_ms_per_token"][engine][n] for n in concurrencies]
         own = [f"{sum(v for k, v in use.items() if k != 'client'):.2f} + {use['client']:.2f}" for use in used]
         rows.append([f"CPU ms per token, {engine} + client", *own])
-    return _markdown(rows)
+    return table(rows)
 
 
 def _breakdown_table(engine: str, data: dict[str, Any]) -> str:
@@ -128,27 +127,4 @@ def _breakdown_table(engine: str, data: dict[str, Any]) -> str:
     parts = list(next(iter(columns.values())))
     rows = [[f"µs of a decode step, {engine}", *(f"N={n}" for n in columns)]]
     rows += [[part, *(f"{column[part]:.0f}" for column in columns.values())] for part in parts]
-    return _markdown(rows)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def write_into(document: Path, text: str) -> None:
-    """Replace what is between the markers of ``document``.
-
-    Raises:
-        ValueError: the document has no markers.
-    """
-    content = document.read_text()
-    head, begin, rest = content.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{document} has no line {_BEGIN} with a line {_END} below it")
-    document.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}")
+    return table(rows)

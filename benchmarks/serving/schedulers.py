@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import table, write_into
 from benchmarks.serving.checkpoints import CHECKPOINTS
 from benchmarks.serving.engines import JanusEngine, client_worker
 from benchmarks.serving.machine import commit, hardware
@@ -26,6 +27,7 @@ from benchmarks.serving.worker import REPOSITORY
 from benchmarks.serving.workload import Run, Workload
 
 _RESULT = REPOSITORY / "benchmarks" / "results" / "schedulers.json"
+_DOCUMENT = REPOSITORY / "docs" / "scheduling.md"
 _SCHEDULERS = ("aebs", "aebs-greedy", "random", "static", "token-balanced")
 _EXPERT_INSTANCES = 2
 
@@ -42,6 +44,8 @@ def main() -> int:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     given.output.write_text(json.dumps(result, indent=1) + "\n")
+    if given.document:
+        write_into(given.document, tables(result), result="schedulers.json")
     print(f"written: {given.output}", file=sys.stderr)
     return 0
 
@@ -54,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measurements of each cell, interleaved (default: 5)")
     add("--output-tokens", type=int, default=64, help="per request (default: 64)")
     add("--output", type=Path, default=_RESULT, help="result file")
+    add("--document", type=Path, default=_DOCUMENT, help="document whose table is replaced")
     return parser.parse_args()
 
 
@@ -78,11 +83,11 @@ def _measure(given: argparse.Namespace, name: str) -> dict[str, Any]:
         for number in range(given.rounds):
             for concurrency in given.concurrency:
                 shift = number % len(engines)
+                seed += 1  # the same prompts for all of them, so that they activate the same experts
+                prompts = workload.prompts(concurrency, seed)
                 for engine in engines[shift:] + engines[:shift]:
-                    seed += 1
-                    like = engine.run(workload.prompts(concurrency, seed), given.output_tokens)
-                    seed += 1
-                    run = engine.run_watched(workload.prompts(concurrency, seed), given.output_tokens, like=like)
+                    like = engine.run(prompts, given.output_tokens)
+                    run = engine.run_watched(prompts, given.output_tokens, like=like)
                     cells[engine.name].setdefault(concurrency, []).append(_cell(run))
                     print(f"[{name}] round {number + 1} {engine.name} N={concurrency} {_cell(run)}", file=sys.stderr)
     finally:
@@ -119,6 +124,24 @@ def _cell(run: Run) -> dict[str, float]:
         "tpot_ms": round(1e3 * run.tpot_s, 3),
         "tokens_per_s": round(run.tokens_per_s, 1),
     }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return the result in Markdown."""
+    parts = [
+        f"Measured {result['date']} at commit `{result['commit']}` with `{result['command']}` on "
+        f"{result['hardware']['cpu']}, {result['hardware']['cores']} cores; medians over the rounds."
+    ]
+    for name, model in result["models"].items():
+        concurrencies = list(next(iter(model["schedulers"].values())))
+        shape = f"{name}, {model['experts']} experts, {model['expert_instances']} x {model['slots_per_instance']} slots"
+        columns = ("a_max", "slowest instance, µs", "MoE layer, µs")
+        rows = [[shape, *(f"{column}, N={n}" for n in concurrencies for column in columns)]]
+        for scheduler, cells in model["schedulers"].items():
+            keys = (("a_max", ".2f"), ("slowest_instance_us", ".0f"), ("moe_layer_us", ".0f"))
+            rows.append([scheduler, *(format(cells[n][key], form) for n in concurrencies for key, form in keys)])
+        parts.append(table(rows))
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

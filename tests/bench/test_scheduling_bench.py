@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.markdown import write_into
 from benchmarks.scheduling.__main__ import main
 from benchmarks.scheduling.figures import figures
 from benchmarks.scheduling.layer_time import modelled
 from benchmarks.scheduling.optimum import least_a_max, least_imbalance
 from benchmarks.scheduling.quality import POLICIES, Effort, NotOptimalError, measure
-from benchmarks.scheduling.report import tables, write_into
+from benchmarks.scheduling.report import tables
 from benchmarks.scheduling.routing import SHAPES, Shape, Trace, pack, slots, synthetic, unpack
 
 from janus.core.scheduling import Assignment
@@ -67,12 +68,12 @@ def test_times_are_of_every_policy(result: dict[str, Any]) -> None:
 def test_the_document_and_the_plots_show_the_result(result: dict[str, Any], tmp_path: Path) -> None:
     document = tmp_path / "scheduling.md"
     document.write_text("head\n<!-- scheduling.json: begin -->\nold\n<!-- scheduling.json: end -->\ntail\n")
-    write_into(document, tables(result))
+    write_into(document, tables(result), result="scheduling.json")
     text = document.read_text()
     assert text.startswith("head\n") and text.endswith("-->\ntail\n") and "old" not in text
     case = next(case for case in result["cases"] if case["batch"] == 64 and case["instances"] == 16)
     assert f"{case['a_max']['token-balanced']:.2f}" in text
-    write_into(document, tables(result))
+    write_into(document, tables(result), result="scheduling.json")
     assert document.read_text() == text
 
     drawn = figures(result)
@@ -81,7 +82,7 @@ def test_the_document_and_the_plots_show_the_result(result: dict[str, Any], tmp_
 
     document.write_text("no markers")
     with pytest.raises(ValueError, match="has no line"):
-        write_into(document, "text")
+        write_into(document, "text", result="scheduling.json")
 
 
 def test_the_second_way_finds_what_trying_everything_finds() -> None:

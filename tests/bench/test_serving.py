@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.markdown import write_into
 from benchmarks.serving.breakdown import step_breakdown
 from benchmarks.serving.campaign import Campaign, Cell, Schedule
 from benchmarks.serving.checkpoints import _write_tokenizer
 from benchmarks.serving.machine import Patience
-from benchmarks.serving.report import summary, tables, vs, write_into
+from benchmarks.serving.report import summary, tables, vs
 from benchmarks.serving.worker import Worker, WorkerError
 from benchmarks.serving.workload import Run, Workload
 
@@ -95,8 +96,8 @@ def test_the_document_shows_the_result(tmp_path: Path) -> None:
 
     document = tmp_path / "performance.md"
     document.write_text("head\n<!-- serving.json: begin -->\nold\n<!-- serving.json: end -->\ntail\n")
-    write_into(document, tables(result))
-    write_into(document, tables(result))
+    write_into(document, tables(result), result="serving.json")
+    write_into(document, tables(result), result="serving.json")
     text = document.read_text()
     assert text.startswith("head\n") and text.endswith("-->\ntail\n") and "old" not in text
     assert text.count("### tiny, bfloat16") == 1
@@ -104,7 +105,7 @@ def test_the_document_shows_the_result(tmp_path: Path) -> None:
 
     document.write_text("no markers")
     with pytest.raises(ValueError, match="has no line"):
-        write_into(document, "text")
+        write_into(document, "text", result="serving.json")
 
 
 def test_no_two_batches_share_a_prompt() -> None:
