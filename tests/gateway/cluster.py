@@ -16,7 +16,7 @@ import httpx
 from janus.core.admission import Admission, AdmissionConfig
 from janus.core.batcher import Action, Batcher, BatcherConfig, Emit, Reject, SamplingView
 from janus.errors import LinkError, RequestError
-from janus.messages import Message
+from janus.messages import PROTOCOL_VERSION, Message
 from janus.messages.control import (
     Cancel,
     ClusterView,
@@ -47,7 +47,7 @@ MODEL = "echo"
 
 
 def identity(role: Role, instance: str) -> Identity:
-    return Identity(protocol=1, role=role, instance=instance, node="n", incarnation=instance)
+    return Identity(protocol=PROTOCOL_VERSION, role=role, instance=instance, node="n", incarnation=instance)
 
 
 class EchoInstance:
