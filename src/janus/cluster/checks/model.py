@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_RUNNING = next(int(item.default) for item in option_fields(AttentionOptions) if item.name == "max_running")
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-#: Resident size of an instance without weights and KV cache: interpreter, torch, UCX. Measured: 330-390 MiB.
+#: Resident size of an instance without weights and KV cache: interpreter, torch, UCX.
 _BASE_BYTES = {"attention": 400 << 20, "expert": 400 << 20, "gateway": 150 << 20, "controller": 120 << 20}
 
 
