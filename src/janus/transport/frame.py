@@ -6,10 +6,11 @@ Header (little endian)::
     0       4     magic        b"JNUS"
     4       1     version      FRAME_VERSION
     5       1     kind         Kind
-    6       2     flags        0
+    6       2     flags        Flags (dispatch), else 0
     8       8     request_id   the caller's number; an answer carries the same
     16      8     payload_len  bytes
-    24      8     reserved     0
+    24      4     target       the destination that a hand-in is for (dispatch), else 0
+    28      4     reserved     0
     32      4     epoch        placement epoch (dispatch), else 0
     36      2     layer        MoE layer, counted over MoE layers only (dispatch, combine), else 0
     38      1     dtype        index into DTYPES (dispatch, combine), else 0
@@ -31,12 +32,12 @@ import msgspec
 
 HEADER_BYTES = 64
 MAGIC = b"JNUS"
-FRAME_VERSION = 1
+FRAME_VERSION = 2
 #: Largest payload accepted unless a link is configured otherwise: 1 GiB, far over any dispatch.
 MAX_PAYLOAD_BYTES = 1 << 30
 DTYPES = ("", "float32", "bfloat16", "float16")
 
-_STRUCT = struct.Struct("<4sBBHQQQIHBBIIIIII")
+_STRUCT = struct.Struct("<4sBBHQQIIIHBBIIIIII")
 
 
 class Kind(enum.IntEnum):
@@ -50,6 +51,22 @@ class Kind(enum.IntEnum):
     PONG = 34
     BYE = 35
     BYE_ACK = 36
+
+
+class Flags(enum.IntFlag):
+    """What kind of dispatch a frame is; 0 is one from an attention instance to an expert instance.
+
+    Bits 8 to 11 are a number: the scheduler that every expert instance uses for a dispatch with EGATE.
+    """
+
+    #: Between attention instances of a node: rows for a destination that the receiver posts for.
+    HAND_IN = 1
+    #: For all instances of the receiver's node: the slots are numbered through the node, the receiver is the relay.
+    NODE = 2
+    #: From the relay to another instance of its node; the answer goes to the relay.
+    FORWARDED = 4
+    #: Activations alone, with no choice of experts: each expert instance gates and schedules, all of them alike.
+    EGATE = 8
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -77,6 +94,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     ack: int = 0
     deadline_ms: int = 0
     elapsed_us: int = 0
+    target: int = 0
 
 
 Writable = bytearray | memoryview
@@ -100,6 +118,7 @@ def pack_fields(
     deadline_ms: int = 0,
     elapsed_us: int = 0,
     flags: int = 0,
+    target: int = 0,
 ) -> None:
     """Write a header into the first 64 bytes of ``buffer`` without building a ``Header`` (the sending fast path).
 
@@ -115,6 +134,7 @@ def pack_fields(
         flags,
         request_id,
         payload_len,
+        target,
         0,
         epoch,
         layer,
@@ -147,6 +167,7 @@ def pack_into(buffer: Writable, header: Header) -> None:
         deadline_ms=header.deadline_ms,
         elapsed_us=header.elapsed_us,
         flags=header.flags,
+        target=header.target,
     )
 
 
@@ -167,7 +188,8 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, exact: boo
     known = _KINDS.get(kind)
     if known is None:
         raise ValueError(f"unknown frame kind {kind}")
-    flags, request_id, payload_len, _, epoch, layer, dtype, top_k, rows, cols, seq, ack, deadline_ms, elapsed = rest
+    flags, request_id, payload_len, target, _, epoch, layer, dtype, top_k, rows, cols, *rest = rest
+    seq, ack, deadline_ms, elapsed = rest
     if payload_len > max_payload:
         raise ValueError(f"payload of {payload_len} bytes exceeds the limit of {max_payload}")
     if exact and payload_len != len(buffer) - HEADER_BYTES:
@@ -190,4 +212,5 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, exact: boo
         ack=ack,
         deadline_ms=deadline_ms,
         elapsed_us=elapsed,
+        target=target,
     )

@@ -141,6 +141,8 @@ class Link:
         cols: int = 0,
         deadline_ms: int = 0,
         elapsed_us: int = 0,
+        flags: int = 0,
+        target: int = 0,
         payload_len: int | None = None,
     ) -> None:
         """Send ``frame`` (its first ``payload_len`` bytes), without waiting. The frame must not be used afterwards.
@@ -174,6 +176,8 @@ class Link:
             cols=cols,
             deadline_ms=deadline_ms,
             elapsed_us=elapsed_us,
+            flags=flags,
+            target=target,
         )
         self._bytes_out += HEADER_BYTES + nbytes
         self._wire.send(buffer, HEADER_BYTES + nbytes)
