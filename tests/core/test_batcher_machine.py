@@ -11,7 +11,7 @@ from janus.errors import RequestError, Unavailable
 from janus.messages.control import Submit
 from tests.core.batcher_harness import EOS, VOCAB, Client, FakeModel, config, reference, run_to_end, submit
 
-MAX_IN_FLIGHT = 2
+MAX_IN_FLIGHT = 3
 tokens = st.integers(min_value=0, max_value=VOCAB - 1)
 
 
@@ -87,9 +87,9 @@ class BatcherMachine(RuleBasedStateMachine):
         self.client.read(actions)
 
     @precondition(lambda self: len(self.in_flight) < MAX_IN_FLIGHT)
-    @rule(target=plans)
-    def plan(self) -> StepPlan | None:
-        plan = self.batcher.plan(0.0)
+    @rule(target=plans, share=st.integers(1, MAX_IN_FLIGHT))
+    def plan(self, share: int = 1) -> StepPlan | None:
+        plan = self.batcher.plan(0.0, share=share)
         busy = {chunk.request_id for other in self.in_flight for chunk in other.chunks}
         if plan is None:
             assert self.in_flight or not self.live()
@@ -97,7 +97,7 @@ class BatcherMachine(RuleBasedStateMachine):
         chosen = [chunk.request_id for chunk in plan.chunks]
         assert len(chosen) == len(set(chosen))
         assert not {r.request_id for r in plan.requests if not r.cancelled} & (busy & set(self.live()))
-        if not self.in_flight:
+        if not self.in_flight and share == 1:
             assert self.live()[0] in chosen, "the oldest request must move in every step"
         self.in_flight.append(plan)
         self.results[plan.step_id] = self.model.run(plan)

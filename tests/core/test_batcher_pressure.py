@@ -18,7 +18,7 @@ requests = st.lists(st.tuples(prompts, st.integers(1, 16)), min_size=2, max_size
     block_size=st.integers(1, 4),
     spare_blocks=st.integers(0, 4),
     budget=st.integers(6, 12),
-    micro_batches=st.integers(1, 2),
+    micro_batches=st.integers(1, 4),
     failures=st.lists(st.booleans(), max_size=30),
 )
 def test_all_tokens_come_out_right_however_little_fits(
@@ -44,7 +44,7 @@ def test_all_tokens_come_out_right_however_little_fits(
     in_flight: list[tuple[StepPlan, list[int]]] = []
     # Each request alone takes at most one step per token; preemption and failures cost a bounded number more.
     for _ in range(2000):
-        plan = batcher.plan(0.0) if len(in_flight) < micro_batches else None
+        plan = batcher.plan(0.0, share=micro_batches) if len(in_flight) < micro_batches else None
         if plan is not None:
             in_flight.append((plan, model.run(plan)))
         elif in_flight:

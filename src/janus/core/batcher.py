@@ -5,7 +5,8 @@ in chunks, in order of arrival. A request gets the blocks of its whole prompt wh
 stops half-way, and one block at a time while it decodes. When no block is left, the request that arrived last loses its
 blocks (preemption) and is computed anew from prompt and output when there is room again; no token is lost or repeated.
 
-Several steps may be in flight at once (micro-batches): they never share a request.
+Several steps may be in flight at once (micro-batches): they never share a request, and each takes its share of the
+decode tokens and of the budget (core/sharing.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from janus.core.batcher_config import BatcherConfig, BatcherStats, why_too_large
 from janus.core.kv import KvTable
 from janus.core.request import Accept, Action, Emit, Finish, Reject, Request, SamplingView, ended, failed
+from janus.core.sharing import in_turn, share_of
 from janus.core.step import Chunk, StepBuilder, StepPlan
 from janus.errors import InvalidRequest, Overloaded, RequestError, Unavailable
 from janus.messages.control import Submit, TokenDelta, TokenLogprob
@@ -120,19 +122,27 @@ class Batcher:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def plan(self, now: float) -> StepPlan | None:
+    def plan(self, now: float, *, share: int = 1) -> StepPlan | None:
         """Return the next step, or ``None`` when nothing can be computed before another call changes the state.
 
         Close each plan with exactly one of ``step_done`` and ``step_failed``.
+
+        Args:
+            now: monotonic seconds.
+            share: micro-batches that take turns. The step takes one part in ``share`` of the running streams and of
+                the token budget, so that as many steps in flight compute together what a single one would.
         """
-        builder = StepBuilder(step_id=self._steps + 1, token_budget=self.config.token_budget)
-        self._add_decodes(builder)
+        builder = StepBuilder(step_id=self._steps + 1, token_budget=share_of(self.config.token_budget, share))
+        self._add_decodes(builder, share)
         self._add_prefills(builder, now)
         if not builder.chunks:
             return None
         self._steps += 1
         plan = builder.build(
-            tables=self._kv.tables, block_size=self.config.block_size, attempt=self._failed_in_a_row + 1
+            tables=self._kv.tables,
+            block_size=self.config.block_size,
+            attempt=self._failed_in_a_row + 1,
+            failing_since=self._failing_since,
         )
         self._in_flight[plan.step_id] = plan
         return plan
@@ -160,6 +170,7 @@ class Batcher:
         for chunk, request in zip(plan.chunks, plan.requests, strict=True):
             row += chunk.sample
             request.step_id = 0
+            request.failing_since = None
             request.computed += len(chunk.token_ids)
             if request.cancelled:
                 self._release(request)
@@ -173,8 +184,9 @@ class Batcher:
         """Take back a step of which nothing was sampled.
 
         With ``retry`` its requests stay, and later steps repeat its tokens. What earlier steps computed is still good;
-        what this one may have written is overwritten by the repetition before anything reads it. ``plan.attempt`` and
-        ``stats().failing_since`` tell the caller when to give up. Without ``retry`` the requests end with ``error``.
+        what this one may have written is overwritten by the repetition before anything reads it. ``attempt`` and
+        ``failing_since`` of the next plan tell the caller when to give up. Without ``retry`` the requests end with
+        ``error``.
 
         Raises:
             ValueError: the plan is not in flight, or an error is needed and missing; nothing has changed.
@@ -189,6 +201,8 @@ class Batcher:
         actions: list[Action] = []
         for request in plan.requests:
             request.step_id = 0
+            if request.failing_since is None:
+                request.failing_since = now
             if request.cancelled:
                 self._release(request)
             elif not retry and error is not None:
@@ -247,11 +261,15 @@ class Batcher:
 
     # -- parts of plan ---------------------------------------------------------------------------------------------
 
-    def _add_decodes(self, builder: StepBuilder) -> None:
-        for request in tuple(self._running):  # a copy: preemption shortens the list, always behind the request at hand
-            if request.step_id or request.row < 0 or len(request.tokens) - request.computed != 1:
+    def _add_decodes(self, builder: StepBuilder, share: int) -> None:
+        decoding = [request for request in self._running if request.decodes]
+        free = [request for request in decoding if not request.step_id]
+        limit = share_of(len(decoding), share)
+        # Beyond the limit only in place of one that got no block: a later request never keeps an earlier one waiting.
+        for request in in_turn(free, limit):
+            if request.row < 0:  # preempted for one before it
                 continue
-            if builder.left == 0:
+            if builder.left == 0 or builder.num_decode == limit:
                 return
             if request.computed < request.capacity or self._grow(request, builder):
                 builder.add_decode(request)
@@ -260,8 +278,7 @@ class Batcher:
         for request in self._running:
             if builder.left == 0:
                 return
-            # A stream that got no block above is full, and sits this step out.
-            if not request.step_id and request.computed < request.capacity:
+            if not request.step_id and not request.decodes:
                 builder.add_prefill(request)
         # One block stays spare for each running request: without it a newcomer would be preempted as soon as a running
         # stream crosses into its next block, its prefill for nothing. It also keeps a request that was preempted above
@@ -280,8 +297,8 @@ class Batcher:
     def _grow(self, request: Request, builder: StepBuilder) -> bool:
         """Give a running request its next block; preempt for it if need be. False: it sits this step out.
 
-        Preempted are only requests that arrived later and are in no step. So the oldest request moves whenever no step
-        is in flight, and every other one gets there in its turn.
+        Preempted are only requests that arrived later and are in no step. So the oldest request moves at the latest
+        when a step has ended, whose requests are free to be preempted, and every other one gets there in its turn.
         """
         while not self._kv.grow(request):
             victim = next(r for r in reversed(self._running) if not r.step_id)  # at the latest, ``request`` itself

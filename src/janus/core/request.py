@@ -96,6 +96,8 @@ class Request:
         "cancelled",
         "capacity",
         "computed",
+        "failing_since",
+        "last_step",
         "max_total",
         "output_ids",
         "params",
@@ -130,8 +132,17 @@ class Request:
         self.row = -1
         #: The step in flight that the request is part of, 0 for none.
         self.step_id = 0
+        #: The last step that it was part of, 0 for none.
+        self.last_step = 0
+        #: When the first of its failed steps since its last good one was taken back; ``None`` while they are good.
+        self.failing_since: float | None = None
         self.cancelled = False
         self.view = SamplingView(submit.request_id, params, submit.prompt_ids, self.output_ids, self.stop_ids)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether exactly one token is not computed yet, so that the next step goes on with the output."""
+        return len(self.tokens) - self.computed == 1
 
 
 def ended(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ class StepPlan:
     step_id: int
     #: 1, or one more than the number of failed steps since the last good one.
     attempt: int
+    #: Since when steps fail: those of a request of this plan, or all steps, whichever is longer; ``None`` if neither.
+    failing_since: float | None
     chunks: tuple[Chunk, ...]
     num_decode: int
     #: int64[T], int64[T]: the tokens, and where in their sequences they are.
@@ -90,9 +93,11 @@ class StepBuilder:
         self.chunks.append(Chunk(request.request_id, token_ids, request.computed, request.blocks, sample))
         self.requests.append(request)
         self.rows.append(request.row)
-        request.step_id = self.step_id
+        request.step_id = request.last_step = self.step_id
 
-    def build(self, *, tables: npt.NDArray[np.int32], block_size: int, attempt: int) -> StepPlan:
+    def build(
+        self, *, tables: npt.NDArray[np.int32], block_size: int, attempt: int, failing_since: float | None
+    ) -> StepPlan:
         """Return the plan. ``tables`` int32[max_running, max_blocks] has the block table of each row."""
         chunks = self.chunks
         lengths = np.array([len(chunk.token_ids) for chunk in chunks], dtype=np.int64)
@@ -110,6 +115,7 @@ class StepBuilder:
         return StepPlan(
             step_id=self.step_id,
             attempt=attempt,
+            failing_since=_earliest(failing_since, self.requests),
             chunks=tuple(chunks),
             num_decode=self.num_decode,
             token_ids=token_ids,
@@ -124,3 +130,10 @@ class StepBuilder:
             preempted=tuple(self.preempted),
             requests=tuple(self.requests),
         )
+
+
+def _earliest(failing_since: float | None, requests: Sequence[Request]) -> float | None:
+    times = [request.failing_since for request in requests if request.failing_since is not None]
+    if failing_since is not None:
+        times.append(failing_since)
+    return min(times, default=None)
