@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from janus.core.batcher import BatcherStats
 from janus.runtime.attention_engine import StepNews
+from janus.runtime.step_times import StepTimes
 
 _EXPERT_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -53,6 +54,22 @@ class AttentionMetrics:
             )
         }
         self._seen = dict.fromkeys(self._sums, 0)
+        self._micro_batches = Gauge(
+            "janus_micro_batches", "Micro-batches that the running requests are split into", registry=registry
+        )
+        self._turns = {
+            field: Counter(name, text, registry=registry)
+            for field, name, text in (
+                ("compute_ns", "janus_compute_seconds", "Time in which a step computed"),
+                (
+                    "overlap_ns",
+                    "janus_overlap_seconds",
+                    "Time in which one micro-batch computed while another waited for its experts",
+                ),
+                ("idle_ns", "janus_idle_seconds", "Time in which every step in flight waited for its experts"),
+            )
+        }
+        self._turned = dict.fromkeys(self._turns, 0)
         Gauge("janus_scheduler", "1 for the scheduler in use", ["name"], registry=registry).labels(scheduler).set(1)
 
     def record(self, news: StepNews) -> None:
@@ -81,6 +98,14 @@ class AttentionMetrics:
             now = times.get(field, 0)
             counter.inc((now - self._seen[field]) * (1e-9 if field.endswith("_ns") else 1))
             self._seen[field] = now
+
+    def turns(self, times: StepTimes, micro_batches: int) -> None:
+        """Bring the counters of computing, overlap and waiting up to ``times``."""
+        self._micro_batches.set(micro_batches)
+        for field, counter in self._turns.items():
+            now = getattr(times, field)
+            counter.inc((now - self._turned[field]) * 1e-9)
+            self._turned[field] = now
 
     def gauges(self, stats: BatcherStats) -> None:
         """Refresh what is a state, not an event."""

@@ -101,15 +101,17 @@ class AttentionServer(ModelServer):
         log.warning("unexpected_message", message="load_placement")
 
     def refresh(self) -> None:
-        stats = self._stats()
-        if stats is not None:
-            self._metrics.gauges(stats)
+        engine = self._stepping.engine
+        if engine is not None:
+            self._metrics.gauges(engine.stats())
+            self._metrics.turns(engine.times, engine.micro_batches)
         self._metrics.exchange(self._stepping.exchange_times())
 
     def status(self) -> dict[str, Any]:
         engine = self._stepping.engine
         status: dict[str, Any] = dict(self.context.health.report())
         if engine is not None:
+            status["micro_batches"] = engine.micro_batches
             status["step_times"] = engine.times.as_dict()
             status["exchange_times"] = self._stepping.exchange_times()
         return status

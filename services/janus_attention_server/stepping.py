@@ -12,6 +12,7 @@ import torch
 
 from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
+from janus.core.micro_batches import policy_for
 from janus.core.placement import Placement
 from janus.errors import ConfigError
 from janus.exchange.contract import ExpertExchange
@@ -89,6 +90,7 @@ class Stepping:
                 kv=kv,
                 batcher=batcher,
                 exchange=exchange,
+                micro_batches=policy_for(self._options.micro_batches),
                 recovery_timeout_s=self._options.recovery_timeout_s,
                 publish=self._publish,
             )

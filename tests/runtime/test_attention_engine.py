@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from janus.core.batcher import Batcher, BatcherConfig
+from janus.core.micro_batches import FixedMicroBatches
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
 from janus.exchange.local import LocalExchange, LocalReceipt
 from janus.messages.control import SamplingParams, Submit, TokenDelta
@@ -121,6 +122,7 @@ async def start(checkpoint: Checkpoint, local: LocalExchange) -> AsyncIterator[S
             kv=PagedKVCache(checkpoint.config, num_blocks, 4, torch.float32, torch.device("cpu")),
             batcher=Batcher(limits),
             exchange=exchange,
+            micro_batches=FixedMicroBatches(1),
             recovery_timeout_s=recovery_timeout_s,
             publish=publish,
         )

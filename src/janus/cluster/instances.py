@@ -91,6 +91,7 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
                 "threads": attention_threads,
                 "experts": "local" if options.monolithic else "remote",
                 "scheduler": options.scheduler,
+                "micro_batches": options.micro_batches,
             },
         ),
         ("expert", experts, expert_threads, {**compute, "threads": expert_threads}),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from janus.config.fields import check_ranges, option
-from janus.config.options import Device, DType, LogFormat, LogLevel, SchedulerName, Transport
+from janus.config.options import Device, DType, LogFormat, LogLevel, MicroBatches, SchedulerName, Transport
 from janus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -49,6 +49,11 @@ class UpOptions:
     scheduler: SchedulerName = option(
         "aebs",
         help="Which replica serves an activated expert; see janus-attention-server --help.",
+        panel=_COMPUTE,
+    )
+    micro_batches: MicroBatches = option(
+        "auto",
+        help="Parts that the running sequences are split into; see janus-attention-server --help.",
         panel=_COMPUTE,
     )
     slots_per_instance: int = option(

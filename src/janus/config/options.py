@@ -17,6 +17,7 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Transport: TypeAlias = Literal["ucx", "tcp"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["console", "json"]
+MicroBatches: TypeAlias = Literal["auto", "1", "2", "3", "4"]
 SchedulerName: TypeAlias = Literal["aebs", "aebs-greedy", "token-balanced", "random", "static"]
 
 _NET, _LOG, _COMPUTE, _PROCESS = "Network", "Logs", "Model and compute", "Process"
@@ -188,6 +189,12 @@ class AttentionOptions(ServiceOptions):
         help="Which replica serves an activated expert. aebs: the busiest instance reads the fewest experts possible; "
         "aebs-greedy: the same by a quick rule; token-balanced: tokens in turn over all replicas; random; "
         "static: the first replica.",
+        panel=_COMPUTE,
+    )
+    micro_batches: MicroBatches = option(
+        "auto",
+        help="Parts that the running sequences are split into, so that one computes attention while the others are "
+        "with the experts. auto: more than one where measurement shows that it pays.",
         panel=_COMPUTE,
     )
     max_running: int = option(64, help="Sequences that may be generated at the same time.", unit="sequences", minimum=1)

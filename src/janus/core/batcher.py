@@ -218,6 +218,11 @@ class Batcher:
         """Whether any request is waiting or running, or a step in flight is not closed."""
         return bool(self._requests or self._in_flight)
 
+    @property
+    def num_running(self) -> int:
+        """Requests that hold blocks."""
+        return len(self._running)
+
     def stats(self) -> BatcherStats:
         """Return a snapshot."""
         return BatcherStats(

@@ -60,6 +60,11 @@ class StepPlan:
     #: The batcher's own records, aligned with ``chunks``.
     requests: tuple[Request, ...] = field(repr=False)
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it computes more than the next token of running streams."""
+        return self.num_decode < len(self.chunks)
+
 
 class StepBuilder:
     """Collects the chunks of one step under its token budget, then is thrown away."""

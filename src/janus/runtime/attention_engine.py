@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from janus.core.batcher import Action, Batcher, BatcherStats, Emit, Finish, StepPlan
+from janus.core.micro_batches import MicroBatchPolicy, StepSample
 from janus.core.sampling import validate
 from janus.errors import DispatchError, InvalidRequest, ReplicaMissing, RequestError, Unavailable
 from janus.exchange.contract import ExpertExchange
@@ -19,7 +20,7 @@ from janus.messages.control import Submit, TokenDelta
 from janus.model.attention_model import AttentionModel, StepBatch
 from janus.model.kv_cache import PagedKVCache
 from janus.model.sampler import sample
-from janus.runtime.step_times import StepTimes, Stopwatch
+from janus.runtime.step_times import StepTimes, Stopwatch, Turns
 
 log = structlog.get_logger()
 
@@ -57,13 +58,16 @@ class AttentionEngine:
         kv: PagedKVCache,
         batcher: Batcher,
         exchange: ExpertExchange[Any],
+        micro_batches: MicroBatchPolicy,
         recovery_timeout_s: float,
         publish: Callable[[StepNews], None],
     ) -> None:
+        """``micro_batches`` decides how many steps are in flight at the same time."""
         self._model = model
         self._kv = kv
         self._batcher = batcher
         self._exchange = exchange
+        self._policy = micro_batches
         self._recovery_timeout_s = recovery_timeout_s
         self._publish_news = publish
         self._eos = tuple(model.config.eos_token_ids)
@@ -72,6 +76,15 @@ class AttentionEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self.times = StepTimes()
+        self._turns = Turns(self.times)
+        #: What the policy chose last.
+        self.micro_batches = 1
+        #: Steps that are not over; one that waits for experts to come back is among them.
+        self._in_flight = 0
+        #: Of them, those that compute prompts.
+        self._prompts = 0
+        #: Since when as many steps are in flight as chosen, with nothing out of the ordinary.
+        self._settled_ns = 0
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -112,25 +125,63 @@ class AttentionEngine:
         """Step for as long as there is something to compute; runs until cancelled."""
         # Entered once: the mode belongs to the thread, and everything on this loop is inference.
         with torch.inference_mode():
-            while True:
-                started = time.perf_counter_ns()
-                plan = self._batcher.plan(time.monotonic())
-                if plan is None:
-                    if not self._batcher.has_requests:
-                        self._idle.set()
-                    self._wake.clear()
-                    await self._wake.wait()
-                    continue
-                self.times.plan_ns += time.perf_counter_ns() - started
-                await self._step(plan, started)
-                await asyncio.sleep(0)  # commands come in between steps, also when the exchange never suspends
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    started = time.perf_counter_ns()
+                    plan = self._plan()
+                    if plan is None:
+                        if not self._batcher.has_requests:
+                            self._idle.set()
+                        self._wake.clear()
+                        await self._wake.wait()
+                        continue
+                    self.times.plan_ns += time.perf_counter_ns() - started
+                    if self.micro_batches == 1:
+                        await self._step(plan, started)  # a task of its own would gain nothing
+                    else:
+                        tasks.create_task(self._step(plan, started), name=f"step[{plan.step_id}]")
+                    await asyncio.sleep(0)  # commands come in between steps, also when the exchange never suspends
+
+    def _plan(self) -> StepPlan | None:
+        """The next step, unless as many are in flight as should be, or nothing is left to compute."""
+        chosen = self._policy.choose(self._batcher.num_running)
+        if chosen != self.micro_batches:
+            self.micro_batches = chosen
+            self._unsettle()
+        if self._in_flight >= chosen:
+            return None
+        plan = self._batcher.plan(time.monotonic(), share=chosen)
+        if plan is None:
+            self._unsettle()
+            return None
+        self._in_flight += 1
+        self._prompts += plan.has_prompts
+        if self._in_flight < chosen or plan.has_prompts:
+            self._unsettle()
+        return plan
 
     async def _step(self, plan: StepPlan, started_ns: int) -> None:
+        try:
+            await self._compute(plan, started_ns)
+        finally:
+            self._in_flight -= 1
+            self._prompts -= plan.has_prompts
+            if plan.has_prompts:
+                self._unsettle()
+            self._wake.set()
+
+    async def _compute(self, plan: StepPlan, started_ns: int) -> None:
         watch = Stopwatch(self.times)
+        chosen, idle_ns = self.micro_batches, self.times.idle_ns
         try:
             if not self._exchange.ready():
                 await self._wait_for_experts(plan)
-            logits = await self._forward(plan, watch)
+            self._turns.begin(time.perf_counter_ns())
+            try:
+                logits = await self._forward(plan, watch)
+                ids, logprobs = sample(logits, plan.sampling)
+            finally:
+                self._turns.end(watch.lap("sample_ns"))
         except DispatchError as error:
             await self._failed(plan, error)
             return
@@ -145,17 +196,29 @@ class AttentionEngine:
             )
             self._act(actions)
             return
-        ids, logprobs = sample(logits, plan.sampling)
-        watch.lap("sample_ns")
+        streams = self._batcher.num_running
         actions = self._batcher.step_done(plan, ids, logprobs)
         self.times.steps += 1
         self.times.tokens += len(plan.sampling)
-        self.times.total_ns += time.perf_counter_ns() - started_ns
-        self._act(actions, step=plan, step_s=(time.perf_counter_ns() - started_ns) / 1e9)
+        step_ns = time.perf_counter_ns() - started_ns
+        self.times.total_ns += step_ns
+        self._policy.record(
+            StepSample(
+                micro_batches=chosen,
+                streams=streams,
+                step_s=step_ns / 1e9,
+                idle_s=(self.times.idle_ns - idle_ns) / 1e9,
+                settled=started_ns > self._settled_ns and not self._prompts,
+            )
+        )
+        self._act(actions, step=plan, step_s=step_ns / 1e9)
         watch.lap("publish_ns")
 
+    def _unsettle(self) -> None:
+        self._settled_ns = time.perf_counter_ns()
+
     async def _forward(self, plan: StepPlan, watch: Stopwatch) -> torch.Tensor:
-        model, exchange = self._model, self._exchange
+        model, exchange, turns = self._model, self._exchange, self._turns
         batch = StepBatch(
             token_ids=plan.token_ids,
             positions=plan.positions,
@@ -180,13 +243,18 @@ class AttentionEngine:
             weights_TK, ids_TK = model.route(layer, x_TH)
             watch.lap("gate_ns")
             receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
-            watch.lap("dispatch_ns")
-            h_TH = await exchange.combine(receipt, h_TH)
-            watch.lap("combine_ns")
-            if time.perf_counter_ns() - yielded_ns > _YIELD_EVERY_NS:
+            turns.pause(watch.lap("dispatch_ns"))
+            try:
+                h_TH = await exchange.combine(receipt, h_TH)
+            finally:
+                now_ns = watch.lap("combine_ns")
+                turns.resume(now_ns)
+            if now_ns - yielded_ns > _YIELD_EVERY_NS:
                 # A long prefill: links must be answered meanwhile, or peers take us for dead.
+                turns.pause(now_ns)
                 await asyncio.sleep(0)
                 yielded_ns = time.perf_counter_ns()
+                turns.resume(yielded_ns)
         logits_RV = model.logits(h_TH, batch)
         watch.lap("logits_ns")
         return logits_RV
@@ -194,14 +262,16 @@ class AttentionEngine:
     # -- failure -------------------------------------------------------------------------------------------------
 
     async def _wait_for_experts(self, plan: StepPlan) -> None:
-        since = self._batcher.stats().failing_since
+        self._unsettle()
+        since = plan.failing_since
         spent = 0.0 if since is None else time.monotonic() - since
         await self._exchange.wait_ready(max(0.0, self._recovery_timeout_s - spent))
 
     async def _failed(self, plan: StepPlan, error: DispatchError) -> None:
-        """Put the step's requests back, or, when the experts stay away for too long, refuse all of them by name."""
+        """Put the step's requests back, or, when the experts stay away for too long, refuse them by name."""
+        self._unsettle()
         now = time.monotonic()
-        since = self._batcher.stats().failing_since
+        since = plan.failing_since
         lasted = 0.0 if since is None else now - since
         if lasted >= self._recovery_timeout_s:
             self._refuse(plan, error)
@@ -217,11 +287,13 @@ class AttentionEngine:
             await self._exchange.wait_changed(_REPLAN_WAIT_S)
 
     def _refuse(self, plan: StepPlan, error: DispatchError) -> None:
-        """End every request: none can be computed without its experts."""
+        """End every request, as none can be computed without its experts; only the step's where other steps succeed."""
+        others_succeed = self._batcher.stats().failing_since != plan.failing_since
         refusal = Unavailable(f"experts are unavailable: {error}", code="experts_unavailable", retry_after_s=2.0)
         log.error("requests_refused", step=plan.step_id, attempt=plan.attempt, problem=str(error))
         self._act(self._batcher.step_failed(plan, retry=False, error=refusal, now=time.monotonic()))
-        self._act(self._batcher.abort(refusal))
+        if not others_succeed:
+            self._act(self._batcher.abort(refusal))
 
     # -- news ----------------------------------------------------------------------------------------------------
 
