@@ -76,6 +76,7 @@ class WireEnd:
         self.buffer: Buffer | None = None
         wire.start(self)
         wire.max_frame = 1 << 30
+        wire.proven = True
 
     def on_frame(self, buffer: Buffer, nbytes: int) -> None:
         if self._echo:

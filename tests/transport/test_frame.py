@@ -67,4 +67,4 @@ def test_what_is_wrong_is_named() -> None:
     with pytest.raises(ValueError, match="unknown dtype code 77"):
         unpack(packed(dtype=77))
     with pytest.raises(ValueError, match="announces 5 bytes of payload, 0 came"):
-        unpack(packed(payload_len=5), exact=True)
+        unpack(packed(payload_len=5), nbytes=64)

@@ -11,6 +11,8 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
+from janus.transport.frame import HEADER_BYTES
+
 ALIGNMENT = 64
 _SMALLEST_LOG2 = 10
 Bytes = npt.NDArray[np.uint8]
@@ -25,22 +27,63 @@ def aligned_empty(nbytes: int) -> tuple[Bytes, int]:
 
 
 class Buffer:
-    """A piece of pooled memory with one owner, who either passes it on or calls ``release`` once."""
+    """A piece of pooled memory with one owner, who either passes it on or calls ``release`` once.
 
-    __slots__ = ("_pool", "address", "array", "view")
+    Of a frame in it, the header lies in ``header`` and the payload starts at ``array[at]``. Here the header is the
+    first 64 bytes of the memory itself; where the two lie apart, see the subclasses.
+    """
 
-    def __init__(self, array: Bytes, address: int, pool: BufferPool) -> None:
+    __slots__ = ("_pool", "_shares", "address", "array", "header", "view")
+
+    at = HEADER_BYTES
+
+    def __init__(self, array: Bytes, address: int, pool: BufferPool | None) -> None:
         self.array = array
         #: Of the first byte; numpy takes a microsecond to tell, so it travels with the memory.
         self.address = address
-        self.view: memoryview = array.data
-        self._pool: BufferPool | None = pool
+        self.header = self.view = array.data
+        self._pool = pool
+        #: One token for each holder of this memory beyond the first; made by the first ``share``.
+        self._shares: list[None] | None = None
+
+    def share(self, first: int) -> SharedPart:
+        """Return another buffer on the same memory, with the payload from byte ``first`` of this one's payload on.
+
+        It has a header of its own. The memory is free once this buffer and all that were shared are released.
+        """
+        if self._shares is None:
+            self._shares = []
+        self._shares.append(None)
+        return SharedPart(self, first)
 
     def release(self) -> None:
         """Give the memory back. The caller holds no view of it any more. May be called twice and from any thread."""
         pool, self._pool = self._pool, None
-        if pool is not None:
-            pool._put(self.array, self.address)
+        if pool is None:
+            return
+        if self._shares is not None:
+            try:
+                self._shares.pop()  # atomic: of any number of holders, in any threads, exactly one finds it empty
+            except IndexError:
+                pass
+            else:
+                return
+        pool._put(self.array, self.address)
+
+    def dropped(self) -> None:
+        """Note that nobody will call ``release``: views of the memory may be around, and die when they die."""
+
+
+class SharedPart(Buffer):
+    """A payload within another buffer's memory; made by ``Buffer.share``."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, whole: Buffer, first: int) -> None:
+        self.array, self.address, self.view = whole.array, whole.address, whole.view
+        self.header = memoryview(bytearray(HEADER_BYTES))
+        self.at = whole.at + first
+        self._pool, self._shares = whole._pool, whole._shares
 
 
 class BufferPool:
@@ -68,7 +111,11 @@ class BufferPool:
             else:
                 self._kept_bytes -= len(array)
                 return Buffer(array, address, self)
-        return Buffer(*aligned_empty(1 << log2), self)
+        return Buffer(*self._fresh(log2), self)
+
+    def _fresh(self, log2: int) -> tuple[Bytes, int]:
+        """Return memory of ``1 << log2`` bytes that is not in the pool yet, and its address."""
+        return aligned_empty(1 << log2)
 
     def _put(self, array: Bytes, address: int) -> None:
         size = len(array)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from janus.errors import LinkError
 from janus.messages import Message
 from janus.transport.buffers import Buffer, Bytes
-from janus.transport.frame import HEADER_BYTES, MAX_PAYLOAD_BYTES, Header
+from janus.transport.frame import MAX_PAYLOAD_BYTES, Header
 
 if TYPE_CHECKING:
     from janus.transport.link import Link
@@ -62,14 +62,15 @@ class OutFrame:
     def address(self) -> int:
         """Where ``payload`` lies in memory; valid until the frame is posted."""
         buffer = self._buffer
-        return self.payload.ctypes.data if buffer is None else buffer.address + HEADER_BYTES
+        return self.payload.ctypes.data if buffer is None else buffer.address + buffer.at
 
 
 class InFrame:
     """A received tensor frame. ``payload``: uint8, 64-byte aligned, writable, the receiver's until ``release``.
 
     A frame that is dropped without ``release`` returns its credit all the same, but not its memory to the pool, so
-    views of ``payload`` that are still around stay valid.
+    views of ``payload`` that are still around stay valid. A frame that has been forwarded, or was sent by ``forward``,
+    shares its memory with other receivers: read it, do not write to it.
     """
 
     __slots__ = ("_buffer", "_link", "header", "payload")
@@ -86,7 +87,7 @@ class InFrame:
     def address(self) -> int:
         """Where ``payload`` lies in memory; valid until ``release``."""
         buffer = self._buffer
-        return self.payload.ctypes.data if buffer is None else buffer.address + HEADER_BYTES
+        return self.payload.ctypes.data if buffer is None else buffer.address + buffer.at
 
     def release(self) -> None:
         """Give memory and credit back. No view of ``payload`` may be used afterwards. Idempotent, from any thread."""
@@ -101,6 +102,8 @@ class InFrame:
             link._taken()
 
     def __del__(self) -> None:
+        if self._buffer is not None:
+            self._buffer.dropped()
         self._return_credit()
 
 

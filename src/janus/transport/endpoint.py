@@ -12,10 +12,11 @@ from janus.messages import Message, decode, encode
 from janus.messages.control import Identity
 from janus.transport import frame as framing
 from janus.transport import handshake
-from janus.transport.buffers import Buffer
+from janus.transport.buffers import Buffer, BufferPool
 from janus.transport.frame import HEADER_BYTES, Kind
 from janus.transport.inproc import InprocTransport
 from janus.transport.link import Link, LinkHandler, LinkOptions
+from janus.transport.shm import ShmTransport
 from janus.transport.tcp import TcpTransport
 from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, Transport, TransportKind, Wire
 
@@ -35,6 +36,8 @@ def transport(kind: TransportKind) -> Transport:
         return TcpTransport()
     if kind == "inproc":
         return InprocTransport()
+    if kind == "shm":
+        return ShmTransport()
     from janus.transport.ucx_wire import UcxTransport
 
     return UcxTransport()
@@ -133,10 +136,10 @@ class _Opening:
 
 def _decode(buffer: Buffer, nbytes: int) -> Message:
     """Return the message in a handshake frame. Raises ``ValueError`` for anything else."""
-    header = framing.unpack(buffer.view[:nbytes], max_payload=MAX_UNPROVEN_FRAME_BYTES, exact=True)
+    header = framing.unpack(buffer.header, max_payload=MAX_UNPROVEN_FRAME_BYTES, nbytes=nbytes)
     if header.kind != Kind.CONTROL:
         raise ValueError(f"a {header.kind.name} frame before the handshake was done")
-    return decode(buffer.view[HEADER_BYTES:nbytes])
+    return decode(buffer.view[buffer.at : buffer.at + header.payload_len])
 
 
 class Listener:
@@ -227,14 +230,17 @@ async def listen(
     admit: handshake.Admit = admit_all,
     handler_factory: HandlerFactory,
     options: LinkOptions | None = None,
+    pool: BufferPool | None = None,
 ) -> Listener:
-    """Accept links at ``host:port`` (port 0: any free one). UCX always binds all interfaces.
+    """Accept links at ``host:port`` (port 0: any free one). UCX always binds all interfaces; "shm" knows no hosts.
 
+    ``pool`` is where frames come from and are received into: give ``shared_pool()`` to what shall be forwarded over
+    "shm" links without a copy. ``None``: each connection has one of its own ("shm": the process's shared pool).
     ``admit`` decides about each peer that has proven the secret; ``handler_factory`` makes its handler.
 
     Raises:
         OSError: the port cannot be bound.
-        ConfigError: ``kind`` is "ucx" and ucxx cannot be used.
+        ConfigError: ``kind`` cannot be used here: "ucx" without ucxx, "shm" without Linux's memfd.
     """
     listener = Listener(
         identity=identity,
@@ -243,7 +249,7 @@ async def listen(
         handler_factory=handler_factory,
         options=options or LinkOptions(),
     )
-    wires = await transport(kind).listen(host, port, listener._on_wire)
+    wires = await transport(kind).listen(host, port, listener._on_wire, pool=pool)
     listener._started(wires.port, wires.close)
     return listener
 
@@ -257,21 +263,22 @@ async def connect(
     secret: bytes,
     handler: LinkHandler,
     options: LinkOptions | None = None,
+    pool: BufferPool | None = None,
     timeout_s: float = 5.0,
 ) -> Link:
-    """Return a link to the instance at ``host:port``. If cancelled, nothing is left behind.
+    """Return a link to the instance at ``host:port``. If cancelled, nothing is left behind. ``pool``: as ``listen``.
 
     Raises:
         LinkBroken: nobody listens there, or it went away during the handshake.
         DeadlineExceeded: no link within ``timeout_s``.
         PeerRefused: one side refused the other; ``code`` says why.
         ProtocolViolation: what listens there is no Janus instance.
-        ConfigError: ``kind`` is "ucx" and ucxx cannot be used.
+        ConfigError: ``kind`` cannot be used here: "ucx" without ucxx, "shm" without Linux's memfd.
     """
     options = options or LinkOptions()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    wire = await transport(kind).connect(host, port, timeout_s=timeout_s)
+    wire = await transport(kind).connect(host, port, timeout_s=timeout_s, pool=pool)
     opened: asyncio.Future[Link | LinkError] = loop.create_future()
 
     def done(_: _Opening, result: Link | LinkError) -> None:

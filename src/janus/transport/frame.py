@@ -171,15 +171,16 @@ def pack_into(buffer: Writable, header: Header) -> None:
     )
 
 
-def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, exact: bool = False) -> Header:
-    """Return the header at the start of ``buffer``. ``exact``: the buffer is the whole frame and nothing else.
+def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, nbytes: int | None = None) -> Header:
+    """Return the header at the start of ``buffer``. ``nbytes``: the size of the whole frame, where it is known.
 
     Raises:
-        ValueError: too short, wrong magic or version, unknown kind or dtype, a payload over ``max_payload``, or (if
-            ``exact``) of another size than the header says.
+        ValueError: too short, wrong magic or version, unknown kind or dtype, a payload over ``max_payload``, or of
+            another size than ``nbytes`` says.
     """
-    if len(buffer) < HEADER_BYTES:
-        raise ValueError(f"truncated frame: {len(buffer)} bytes, the header alone has {HEADER_BYTES}")
+    here = len(buffer) if nbytes is None else nbytes
+    if here < HEADER_BYTES:
+        raise ValueError(f"truncated frame: {here} bytes, the header alone has {HEADER_BYTES}")
     magic, version, kind, *rest = _STRUCT.unpack_from(buffer, 0)
     if magic != MAGIC:
         raise ValueError(f"not a Janus frame: it starts with {bytes(magic)!r}")
@@ -192,9 +193,9 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, exact: boo
     seq, ack, deadline_ms, elapsed = rest
     if payload_len > max_payload:
         raise ValueError(f"payload of {payload_len} bytes exceeds the limit of {max_payload}")
-    if exact and payload_len != len(buffer) - HEADER_BYTES:
-        here = len(buffer) - HEADER_BYTES
-        raise ValueError(f"truncated frame: the header announces {payload_len} bytes of payload, {here} came")
+    if nbytes is not None and payload_len != nbytes - HEADER_BYTES:
+        came = nbytes - HEADER_BYTES
+        raise ValueError(f"truncated frame: the header announces {payload_len} bytes of payload, {came} came")
     if dtype >= len(DTYPES):
         raise ValueError(f"unknown dtype code {dtype}")
     return Header(

@@ -24,10 +24,12 @@ _ports = itertools.count(1)
 class InprocWire:
     """One end of a pair; ``_peer`` is the other."""
 
-    def __init__(self, address: str, loop: asyncio.AbstractEventLoop) -> None:
+    proven = False
+
+    def __init__(self, address: str, loop: asyncio.AbstractEventLoop, pool: BufferPool | None) -> None:
         self.address = address
         self.max_frame = MAX_UNPROVEN_FRAME_BYTES
-        self.pool = BufferPool()
+        self.pool = BufferPool() if pool is None else pool
         self._loop = loop
         self._handler: WireHandler | None = None
         self._inbox: deque[tuple[Buffer, int] | LinkError] = deque()
@@ -41,6 +43,9 @@ class InprocWire:
     def send(self, buffer: Buffer, nbytes: int) -> None:
         if self._peer is not None:
             self._peer._put((buffer, nbytes))
+
+    def reference(self, buffer: Buffer, first: int, nbytes: int) -> Buffer | None:
+        return None
 
     def close(self) -> None:
         self._handler = None
@@ -87,9 +92,10 @@ class InprocWire:
 class InprocListener:
     """A named place in this process that ``connect`` finds by its port number."""
 
-    def __init__(self, port: int, on_wire: OnWire) -> None:
+    def __init__(self, port: int, on_wire: OnWire, pool: BufferPool | None) -> None:
         self._port = port
         self._on_wire = on_wire
+        self._pool = pool
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -101,10 +107,11 @@ class InprocListener:
             if _listeners.get(self._port) is self:
                 del _listeners[self._port]
 
-    def _connect(self) -> InprocWire:
+    def _connect(self, pool: BufferPool | None) -> InprocWire:
         """Return the connecting end of a new pair; runs on the connecting loop."""
         address = f"inproc:{self._port}"
-        client, server = InprocWire(address, asyncio.get_running_loop()), InprocWire(address, self._loop)
+        client = InprocWire(address, asyncio.get_running_loop(), pool)
+        server = InprocWire(address, self._loop, self._pool)
         client._peer, server._peer = server, client
         self._loop.call_soon_threadsafe(self._on_wire, server)
         return client
@@ -113,20 +120,20 @@ class InprocListener:
 class InprocTransport:
     """``Transport`` over the memory of this process; ``host`` is ignored."""
 
-    async def listen(self, host: str, port: int, on_wire: OnWire) -> InprocListener:
+    async def listen(self, host: str, port: int, on_wire: OnWire, *, pool: BufferPool | None = None) -> InprocListener:
         with _listeners_lock:
             number = port or next(candidate for candidate in _ports if candidate not in _listeners)
             if number in _listeners:
                 raise OSError(errno.EADDRINUSE, f"inproc port {number} is in use")
-            listener = _listeners[number] = InprocListener(number, on_wire)
+            listener = _listeners[number] = InprocListener(number, on_wire, pool)
         return listener
 
-    async def connect(self, host: str, port: int, *, timeout_s: float) -> Wire:
+    async def connect(self, host: str, port: int, *, timeout_s: float, pool: BufferPool | None = None) -> Wire:
         with _listeners_lock:
             listener = _listeners.get(port)
         if listener is None:
             raise LinkBroken(f"inproc:{port}", "nobody listens there in this process")
-        return listener._connect()
+        return listener._connect(pool)
 
     def hold(self) -> Callable[[], None]:
         return lambda: None

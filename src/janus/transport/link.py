@@ -73,6 +73,7 @@ class Link:
         """Start delivering to ``handler``. For ``janus.transport.endpoint`` only."""
         self._handler = handler
         self._wire.max_frame = self._options.max_payload + HEADER_BYTES
+        self._wire.proven = True
         self._wire.start(self)
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class Link:
         frame._buffer = None
         self._out.sent += 1
         pack_fields(
-            buffer.view,
+            buffer.header,
             kind,
             request_id,
             nbytes,
@@ -181,6 +182,67 @@ class Link:
         )
         self._bytes_out += HEADER_BYTES + nbytes
         self._wire.send(buffer, HEADER_BYTES + nbytes)
+
+    def forward(
+        self,
+        frame: InFrame,
+        *,
+        first: int = 0,
+        nbytes: int | None = None,
+        kind: Kind,
+        request_id: int = 0,
+        epoch: int = 0,
+        layer: int = 0,
+        dtype: int = 0,
+        top_k: int = 0,
+        rows: int = 0,
+        cols: int = 0,
+        deadline_ms: int = 0,
+        elapsed_us: int = 0,
+        flags: int = 0,
+        target: int = 0,
+    ) -> None:
+        """Send ``nbytes`` (``None``: the rest) from byte ``first`` on of the payload of a received frame.
+
+        Where the wire can send from the memory that the frame was received into, nothing is copied: over "shm", when
+        the frame came into this process's own shared memory and ``first`` is a multiple of 64. The frame stays the
+        caller's, who may release it at once: the memory is reused when the caller and every peer have released it.
+        Until then nobody may write to it.
+
+        Raises:
+            LinkBusy: no credit; nothing was sent.
+            LinkClosed, LinkBroken, ProtocolViolation: the link is down or going down.
+            ValueError: the frame has been released already, or has no such bytes.
+        """
+        self._require_credit()
+        source, room = frame._buffer, len(frame.payload)
+        if source is None:
+            raise ValueError("this frame has been released already")
+        nbytes = room - first if nbytes is None else nbytes
+        if first < 0 or nbytes < 0 or first + nbytes > room:
+            raise ValueError(f"bytes {first} to {first + nbytes} are not within the frame's {room}")
+        payload = frame.payload[first : first + nbytes]
+        shared = self._wire.reference(source, first, nbytes)
+        if shared is None:
+            out = self.allocate(nbytes)
+            out.payload[:] = payload
+        else:
+            out = OutFrame(payload, shared)
+        self.post(
+            out,
+            kind=kind,
+            request_id=request_id,
+            epoch=epoch,
+            layer=layer,
+            dtype=dtype,
+            top_k=top_k,
+            rows=rows,
+            cols=cols,
+            deadline_ms=deadline_ms,
+            elapsed_us=elapsed_us,
+            flags=flags,
+            target=target,
+        )
 
     def post_message(self, message: Message, *, request_id: int = 0) -> None:
         """Send ``message`` without waiting.
@@ -249,7 +311,7 @@ class Link:
         self._heartbeat.heard(self._loop.time())
         self._bytes_in += nbytes
         try:
-            header = unpack(buffer.view[:nbytes], exact=True)
+            header = unpack(buffer.header, nbytes=nbytes)
             self._in.accept(header)
             if self._out.acknowledged(header.ack) and self._senders:
                 self._senders.wake(self._out.credits)
@@ -272,7 +334,7 @@ class Link:
         self._drop_wire()
 
     def _on_control(self, header: Header, buffer: Buffer) -> None:
-        message = decode(buffer.view[HEADER_BYTES : HEADER_BYTES + header.payload_len])
+        message = decode(buffer.view[buffer.at : buffer.at + header.payload_len])
         buffer.release()
         if not self._calls.resolve(header.request_id, message):
             assert self._handler is not None
@@ -283,7 +345,7 @@ class Link:
         self._taken()
 
     def _on_tensor(self, header: Header, buffer: Buffer) -> None:
-        payload = buffer.array[HEADER_BYTES : HEADER_BYTES + header.payload_len]
+        payload = buffer.array[buffer.at : buffer.at + header.payload_len]
         assert self._handler is not None
         try:
             self._handler.on_frame(self, InFrame(header, payload, buffer=buffer, link=self))
@@ -295,8 +357,8 @@ class Link:
         self.abort(f"the handler failed: {type(error).__name__}: {error}")
 
     def _on_link_frame(self, header: Header, buffer: Buffer) -> None:
-        end = HEADER_BYTES + min(header.payload_len, _MAX_REASON_BYTES)
-        reason = bytes(buffer.view[HEADER_BYTES:end]).decode(errors="replace")
+        end = buffer.at + min(header.payload_len, _MAX_REASON_BYTES)
+        reason = bytes(buffer.view[buffer.at : end]).decode(errors="replace")
         buffer.release()
         if header.kind == Kind.PING:
             self._send(Kind.PONG, header.request_id)

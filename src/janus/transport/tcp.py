@@ -7,36 +7,32 @@ a large frame is received straight into its own buffer, and it is always known w
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections import deque
 from collections.abc import Callable
 
-import structlog
-
 from janus.errors import DeadlineExceeded, LinkBroken, LinkError, ProtocolViolation
 from janus.transport import frame
+from janus.transport.accepting import SocketListener
 from janus.transport.buffers import Buffer, BufferPool, aligned_empty
 from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, OnWire, Wire, WireHandler
-
-log = structlog.get_logger(__name__)
 
 _STAGING_BYTES = 256 << 10
 #: Reads per readiness event, so that one busy peer cannot starve the rest of the loop.
 _READS_PER_EVENT = 16
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_ACCEPT_PAUSE_S = 0.5
 
 
 class TcpWire:
     """A connected, non-blocking socket. Frames are found by the length in their header."""
 
-    def __init__(self, sock: socket.socket, address: str) -> None:
+    proven = False
+
+    def __init__(self, sock: socket.socket, address: str, pool: BufferPool | None = None) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.address = address
         self.max_frame = MAX_UNPROVEN_FRAME_BYTES
-        self.pool = BufferPool()
+        self.pool = BufferPool() if pool is None else pool
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = sock
         self._handler: WireHandler | None = None
@@ -62,6 +58,9 @@ class TcpWire:
             self._flush()
             if self._outbox and self._sock is not None:
                 self._loop.add_writer(self._sock, self._on_writable)
+
+    def reference(self, buffer: Buffer, first: int, nbytes: int) -> Buffer | None:
+        return None
 
     def close(self) -> None:
         self._handler = None
@@ -176,49 +175,10 @@ class TcpWire:
             handler.on_lost(error)
 
 
-class TcpListener:
-    """A listening socket."""
-
-    def __init__(self, sock: socket.socket, on_wire: OnWire) -> None:
-        self._sock = sock
-        self._port: int = sock.getsockname()[1]
-        self._on_wire = on_wire
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock, self._on_readable)
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def close(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
-            self._sock.close()
-
-    def _resume(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.add_reader(self._sock, self._on_readable)
-
-    def _on_readable(self) -> None:
-        while True:
-            try:
-                sock, (host, port, *_) = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                log.warning("accept_failed", port=self._port, problem=str(error))
-                if error.errno in _OUT_OF_RESOURCES:
-                    # The connection stays in the backlog and the socket readable: to try at once is to spin.
-                    self._loop.remove_reader(self._sock)
-                    self._loop.call_later(_ACCEPT_PAUSE_S, self._resume)
-                return
-            self._on_wire(TcpWire(sock, f"{host}:{port}"))
-
-
 class TcpTransport:
     """``Transport`` over TCP."""
 
-    async def listen(self, host: str, port: int, on_wire: OnWire) -> TcpListener:
+    async def listen(self, host: str, port: int, on_wire: OnWire, *, pool: BufferPool | None = None) -> SocketListener:
         loop = asyncio.get_running_loop()
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, proto, _, address = infos[0]
@@ -231,9 +191,11 @@ class TcpTransport:
         except BaseException:
             sock.close()
             raise
-        return TcpListener(sock, on_wire)
+        return SocketListener(
+            sock, sock.getsockname()[1], on_wire, lambda sock, name: TcpWire(sock, f"{name[0]}:{name[1]}", pool)
+        )
 
-    async def connect(self, host: str, port: int, *, timeout_s: float) -> Wire:
+    async def connect(self, host: str, port: int, *, timeout_s: float, pool: BufferPool | None = None) -> Wire:
         loop = asyncio.get_running_loop()
         address = f"{host}:{port}"
         sock: socket.socket | None = None
@@ -252,7 +214,7 @@ class TcpTransport:
             if isinstance(error, OSError):
                 raise LinkBroken(address, f"cannot connect: {error.strerror or error}") from error
             raise
-        return TcpWire(sock, address)
+        return TcpWire(sock, address, pool)
 
     def hold(self) -> Callable[[], None]:
         return lambda: None

@@ -39,10 +39,12 @@ _MAX_OPENING = 64
 class UcxWire:
     """A UCX endpoint, the tag that the other end sends to, and the tag to send to."""
 
-    def __init__(self, engine: Engine, endpoint: Any, address: str) -> None:
+    proven = False
+
+    def __init__(self, engine: Engine, endpoint: Any, address: str, pool: BufferPool | None) -> None:
         self.address = address
         self.max_frame = MAX_UNPROVEN_FRAME_BYTES
-        self.pool = BufferPool()
+        self.pool = BufferPool() if pool is None else pool
         self._engine = engine
         self._endpoint = endpoint
         self._handler: WireHandler | None = None
@@ -83,6 +85,9 @@ class UcxWire:
             self._engine.loop.call_soon(self._lose, LinkBroken(self.address, f"cannot send: {self._reason(error)}"))
         else:
             buffer.release()
+
+    def reference(self, buffer: Buffer, first: int, nbytes: int) -> Buffer | None:
+        return None
 
     def close(self) -> None:
         self._handler = None
@@ -218,8 +223,9 @@ class UcxListener:
     object refuses what comes after ``close``, and lets go of the port with the last of its wires.
     """
 
-    def __init__(self, port: int, on_wire: OnWire) -> None:
+    def __init__(self, port: int, on_wire: OnWire, pool: BufferPool | None) -> None:
         self._engine = Engine.acquire()
+        self._pool = pool
         self._on_wire = on_wire
         self._numbers = itertools.count(1)
         self._opening: dict[UcxWire, asyncio.TimerHandle] = {}
@@ -272,7 +278,7 @@ class UcxListener:
             problem = "the listener is closed" if self._closed else "too many connections that say nothing"
             log.warning("connection_refused", address=address, problem=problem)
             return
-        wire = UcxWire(self._engine, endpoint, address)
+        wire = UcxWire(self._engine, endpoint, address, self._pool)
         self._alive += 1
         wire.when_closed(self._wire_closed)
         late = DeadlineExceeded(address, f"connected and said nothing for {_OPENING_S:g} s")
@@ -300,10 +306,10 @@ class UcxListener:
 class UcxTransport:
     """``Transport`` over UCX."""
 
-    async def listen(self, host: str, port: int, on_wire: OnWire) -> UcxListener:
-        return UcxListener(port, on_wire)
+    async def listen(self, host: str, port: int, on_wire: OnWire, *, pool: BufferPool | None = None) -> UcxListener:
+        return UcxListener(port, on_wire, pool)
 
-    async def connect(self, host: str, port: int, *, timeout_s: float) -> Wire:
+    async def connect(self, host: str, port: int, *, timeout_s: float, pool: BufferPool | None = None) -> Wire:
         loop = asyncio.get_running_loop()
         address = f"{host}:{port}"
         opened: asyncio.Future[LinkError | None] = loop.create_future()
@@ -319,7 +325,7 @@ class UcxTransport:
             # UCX would resolve the name itself, but blocking; and it listens on IPv4 only.
             infos = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
             endpoint = engine.api.UCXEndpoint.create(engine.worker, infos[0][4][0], port, True)
-            wire = UcxWire(engine, endpoint, address)
+            wire = UcxWire(engine, endpoint, address, pool)
             wire.send_prologue()
             wire.receive_prologue(settle)
             problem = await opened

@@ -1,0 +1,347 @@
+"""Wires between processes of one host: payloads stay where they are in shared memory, messages say where that is.
+
+The messages go through a Unix socket of type SEQPACKET under an abstract name made of the port: it keeps their order,
+wakes the other end's loop, orders memory, tells at once when the other end dies, and leaves nothing on disk. Each is
+one of
+
+* a frame as it is (header first), small enough that copying is cheaper than referring; before the other end has proven
+  the cluster secret, all are;
+* ``JSEG``: the sender's memory, as a descriptor, and where the wire's table lies in it. Sent before the first loan,
+  and never to a stranger;
+* ``JREF``: a loan (see ``shared_pool``) with the frame's header behind it: slot, generation, where the payload lies.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import os
+import random
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from janus.errors import ConfigError, DeadlineExceeded, LinkBroken, LinkError, ProtocolViolation
+from janus.transport.accepting import SocketListener
+from janus.transport.borrowing import Lender
+from janus.transport.buffers import Buffer, BufferPool
+from janus.transport.frame import HEADER_BYTES
+from janus.transport.segment import PeerSegment
+from janus.transport.shared_pool import SLOTS, Loans, SharedPool, require_shared
+from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, OnWire, Wire, WireHandler
+
+#: magic, slot, generation, 0, offset, bytes of payload; for a segment: magic, version, slots, 0, table's offset, 0
+_MESSAGE = struct.Struct("<4sIIIQQ")
+_LOAN, _SEGMENT = b"JREF", b"JSEG"
+_VERSION = 1
+_LOAN_BYTES = _MESSAGE.size + HEADER_BYTES
+#: Frames up to this size travel within the message; `benchmarks/transport/pingpong.py` shows where the lines cross.
+INLINE_BYTES = (8 << 10) + HEADER_BYTES
+_SOCKET_BYTES = 256 << 10
+_READS_PER_EVENT = 16
+_ONE_FD = socket.CMSG_SPACE(4)
+_CONNECT_RETRY_S = 0.005
+_PORTS = range(1024, 65536)
+
+
+class ShmWire:
+    """A connected, non-blocking Unix socket, with memory on both sides."""
+
+    def __init__(self, sock: socket.socket, address: str, pool: SharedPool) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        self.address = address
+        self.max_frame = MAX_UNPROVEN_FRAME_BYTES
+        self.proven = False
+        self.pool: BufferPool = pool
+        #: Frames whose payload had to be copied into shared memory to be sent.
+        self.copied = 0
+        self._shared = pool
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = sock
+        self._handler: WireHandler | None = None
+        self._loans: Loans | None = None
+        self._lender: Lender | None = None
+        self._message = bytearray(_LOAN_BYTES)
+        #: What the next message is received into.
+        self._spare: Buffer | None = None
+        #: Messages that the kernel did not take yet, with the buffer to release or the descriptor to send.
+        self._outbox: deque[tuple[bytes | memoryview, Buffer | int | None]] = deque()
+
+    def start(self, handler: WireHandler) -> None:
+        first = self._handler is None
+        self._handler = handler
+        if first and self._sock is not None:
+            self._loop.add_reader(self._sock, self._on_readable)
+
+    def close(self) -> None:
+        self._handler = None
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._loop.remove_reader(sock)
+        self._loop.remove_writer(sock)
+        sock.close()
+        for _, extra in self._outbox:
+            if isinstance(extra, Buffer):
+                extra.release()
+        self._outbox.clear()
+        if self._spare is not None:
+            self._spare.release()
+            self._spare = None
+        if self._lender is not None:
+            self._lender.open = False
+            self._lender = None
+        loans, self._loans = self._loans, None
+        if loans is not None:
+            loans.collect()
+            self._shared.quarantine(loans)
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def reference(self, buffer: Buffer, first: int, nbytes: int) -> Buffer | None:
+        if nbytes + HEADER_BYTES <= INLINE_BYTES or first % 64 or self._shared.where(buffer) is None:
+            return None
+        return buffer.share(first)
+
+    def send(self, buffer: Buffer, nbytes: int) -> None:
+        if self._sock is None:
+            buffer.release()
+            return
+        if self._loans:
+            self._loans.collect()
+        if nbytes > INLINE_BYTES and self.proven:
+            self._lend(buffer, nbytes)
+        else:
+            self._transmit(buffer.view[:nbytes], buffer)
+
+    def _lend(self, buffer: Buffer, nbytes: int) -> None:
+        offset = self._shared.where(buffer)
+        if offset is None:
+            private, buffer = buffer, self.pool.take(nbytes)
+            payload = nbytes - HEADER_BYTES
+            buffer.view[:HEADER_BYTES] = private.header[:HEADER_BYTES]
+            buffer.array[buffer.at : buffer.at + payload] = private.array[private.at : private.at + payload]
+            private.release()
+            self.copied += 1
+            offset = self._shared.where(buffer)
+        loan = None
+        if offset is not None and self._export():
+            assert self._loans is not None
+            loan = self._loans.lend(buffer)
+        if loan is None or offset is None:
+            buffer.release()
+            size, used = self._shared.segment.nbytes, self._shared.used_bytes
+            problem = f"no shared memory left for a frame of {nbytes} bytes: {used} of {size} are in use"
+            self._loop.call_soon(self._lose, LinkBroken(self.address, problem))
+            return
+        message = self._message
+        _MESSAGE.pack_into(message, 0, _LOAN, *loan, 0, offset, nbytes - HEADER_BYTES)
+        message[_MESSAGE.size :] = buffer.header[:HEADER_BYTES]
+        self._transmit(message, None)
+
+    def _export(self) -> bool:
+        """Share our memory with the other end, unless that was done; return whether it is shared."""
+        if self._loans is None:
+            try:
+                self._loans = Loans(self._shared.table())
+            except MemoryError:
+                return False
+            message = _MESSAGE.pack(_SEGMENT, _VERSION, SLOTS, 0, self._loans.table_offset, 0)
+            self._transmit(message, self._shared.segment.export())
+        return True
+
+    def _transmit(self, message: bytes | bytearray | memoryview, extra: Buffer | int | None) -> None:
+        if not self._outbox and self._try(message, extra):
+            return
+        self._outbox.append((bytes(message) if isinstance(message, bytearray) else message, extra))
+        if len(self._outbox) == 1 and self._sock is not None:
+            self._loop.add_writer(self._sock, self._on_writable)
+
+    def _try(self, message: bytes | bytearray | memoryview, extra: Buffer | int | None) -> bool:
+        """Return whether the kernel took the message, or never will."""
+        assert self._sock is not None
+        try:
+            if isinstance(extra, int):
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [extra]))]
+                self._sock.sendmsg([message], rights)
+                return True
+            self._sock.send(message)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the other end is gone: the reader will say so, after what had arrived
+        except OSError as error:
+            # Not reported from here: a handler that is in the middle of a send must not be called back.
+            self._loop.call_soon(self._lose, LinkBroken(self.address, f"cannot send: {error}"))
+        if isinstance(extra, Buffer):
+            extra.release()
+        return True
+
+    def _on_writable(self) -> None:
+        while self._outbox and self._sock is not None and self._try(*self._outbox[0]):
+            self._outbox.popleft()
+        if not self._outbox and self._sock is not None:
+            self._loop.remove_writer(self._sock)
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        for _ in range(_READS_PER_EVENT):
+            sock, spare = self._sock, self._spare
+            if sock is None:
+                return
+            if spare is None:
+                # Larger by one than what is welcome: the kernel cuts off what does not fit.
+                spare = self._spare = self.pool.take(1 + (INLINE_BYTES if self.proven else MAX_UNPROVEN_FRAME_BYTES))
+            try:
+                if self._lender is None and self.proven:
+                    got = self._receive_with_segment(sock, spare)
+                else:
+                    got = sock.recv_into(spare.view)
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionResetError:
+                continue  # the other end died with messages unread; those that it sent are still to come
+            except OSError as error:
+                self._lose(LinkBroken(self.address, f"cannot receive: {error}"))
+                return
+            if got == 0:
+                self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
+                return
+            try:
+                self._take(spare, got)
+            except ValueError as error:
+                self._lose(ProtocolViolation(self.address, str(error)))
+                return
+
+    def _take(self, spare: Buffer, got: int) -> None:
+        if self.proven and got >= _MESSAGE.size:
+            magic, slot, generation, _, offset, nbytes = _MESSAGE.unpack_from(spare.view)
+            if magic == _LOAN:
+                self._take_loan(spare, got, slot, generation, offset, nbytes)
+                return
+            if magic == _SEGMENT:
+                return  # its descriptor has been seen to
+        self._check(got)
+        self._spare = None
+        if self._handler is not None:
+            self._handler.on_frame(spare, got)
+
+    def _take_loan(self, spare: Buffer, got: int, slot: int, generation: int, offset: int, nbytes: int) -> None:
+        if self._lender is None or got != _LOAN_BYTES:
+            raise ValueError("a reference to memory that is not shared")
+        self._check(HEADER_BYTES + nbytes)
+        header = bytes(spare.view[_MESSAGE.size : _LOAN_BYTES])
+        buffer = self._lender.borrow(header, slot, generation, offset, nbytes)
+        if self._handler is not None:
+            self._handler.on_frame(buffer, HEADER_BYTES + nbytes)
+
+    def _check(self, nbytes: int) -> None:
+        if nbytes > self.max_frame:
+            raise ValueError(f"frame of {nbytes} bytes exceeds the limit of {self.max_frame}")
+
+    def _receive_with_segment(self, sock: socket.socket, spare: Buffer) -> int:
+        """Receive a message that may carry the peer's memory. Whatever descriptors come are closed."""
+        got, ancillary, _, _ = sock.recvmsg_into([spare.view], _ONE_FD)
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        try:
+            if got == _MESSAGE.size:
+                magic, version, slots, _, offset, _ = _MESSAGE.unpack_from(spare.view)
+                if magic == _SEGMENT:
+                    self._open(fds, version, slots, offset)
+        except ValueError as error:
+            self._loop.call_soon(self._lose, ProtocolViolation(self.address, str(error)))
+            raise BlockingIOError from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return got
+
+    def _open(self, fds: array.array[int], version: int, slots: int, offset: int) -> None:
+        if version != _VERSION:
+            raise ValueError(f"shared memory of version {version}, this side speaks {_VERSION}")
+        if len(fds) != 1:
+            raise ValueError("shared memory without its descriptor")
+        self._lender = Lender(PeerSegment.open(fds[0]), offset, slots)
+
+    def _lose(self, error: LinkError) -> None:
+        handler = self._handler
+        self.close()
+        if handler is not None:
+            handler.on_lost(error)
+
+
+def _name(port: int) -> str:
+    return f"\0janus-shm-{port}"
+
+
+def _socket() -> socket.socket:
+    if not sys.platform.startswith("linux"):
+        raise ConfigError("transport", f"no abstract sockets on {sys.platform}", "use another transport than shm")
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class ShmTransport:
+    """``Transport`` over shared memory; ``host`` is ignored. A port is a name in the host's network namespace."""
+
+    async def listen(self, host: str, port: int, on_wire: OnWire, *, pool: BufferPool | None = None) -> SocketListener:
+        shared = require_shared(pool)
+        sock = _socket()
+        try:
+            port = _bind(sock, port)
+            sock.listen(128)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+
+        def accepted(sock: socket.socket, _: Any) -> ShmWire:
+            pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            return ShmWire(sock, f"shm:{port}, process {pid}", shared)
+
+        return SocketListener(sock, port, on_wire, accepted)
+
+    async def connect(self, host: str, port: int, *, timeout_s: float, pool: BufferPool | None = None) -> Wire:
+        shared = require_shared(pool)
+        address = f"shm:{port}"
+        sock = _socket()
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(timeout_s):
+                while (code := sock.connect_ex(_name(port))) == errno.EAGAIN:
+                    await asyncio.sleep(_CONNECT_RETRY_S)  # the backlog is full; nothing announces its end
+            if code:
+                raise LinkBroken(address, f"cannot connect: {os.strerror(code)}")
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded(address, f"no connection within {timeout_s:g} s") from error
+            raise
+        return ShmWire(sock, address, shared)
+
+    def hold(self) -> Callable[[], None]:
+        return lambda: None
+
+
+def _bind(sock: socket.socket, port: int) -> int:
+    """Bind to ``port``, for 0 to a free one; return it. Raises ``OSError``."""
+    if port:
+        sock.bind(_name(port))
+        return port
+    for candidate in random.sample(_PORTS, 100):
+        try:
+            sock.bind(_name(candidate))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return candidate
+    raise OSError(errno.EADDRINUSE, "no free port for shared memory found")
