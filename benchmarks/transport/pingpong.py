@@ -1,6 +1,6 @@
 """Round trips between two processes: a Janus link, the bare wire below it, and plain blocking sockets.
 
-    python benchmarks/transport/pingpong.py [--rounds 400] [--loop uvloop]
+    python benchmarks/transport/pingpong.py [--rounds 400] [--loop uvloop] [--stacks link-shm link-tcp]
 
 Writes one JSON object to stdout: ``rtt_us`` (median and 99th percentile per stack and payload size), ``post_us`` (what
 ``Link.post`` costs the caller, median), and the conditions. A load of the machine by others is part of the conditions.
@@ -34,7 +34,7 @@ from janus.transport.wire import Wire
 
 HOST = "127.0.0.1"
 SIZES = (64, 4096, 32 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
-STACKS = ("link-ucx", "wire-ucx", "link-tcp", "wire-tcp", "socket")
+STACKS = ("link-shm", "wire-shm", "link-ucx", "wire-ucx", "link-tcp", "wire-tcp", "socket")
 SECRET = b"benchmark"
 Samples = dict[str, list[float]]
 
@@ -231,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400, help="round trips per size up to 64 KiB (a tenth above)")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="uvloop")
+    parser.add_argument("--stacks", nargs="+", choices=STACKS, default=STACKS)
     parser.add_argument("--serve", choices=STACKS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -240,7 +241,7 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     results = {
         stack: measure(stack, args.loop, lambda size: args.rounds if size <= 64 << 10 else max(20, args.rounds // 10))
-        for stack in STACKS
+        for stack in args.stacks
     }
     report = {
         "rtt_us": {stack: summary(rtt) for stack, (rtt, _) in results.items()},

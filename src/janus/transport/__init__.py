@@ -1,8 +1,9 @@
-"""Links between instances: frames, the handshake, credits and heartbeats, over UCX, TCP sockets or memory."""
+"""Links between instances: frames, the handshake, credits and heartbeats, over UCX, TCP or (shared) memory."""
 
 from janus.transport.endpoint import Listener, admit_all, connect, listen
 from janus.transport.frame import Header, Kind
 from janus.transport.link import InFrame, Link, LinkHandler, LinkOptions, LinkStats, OutFrame
+from janus.transport.shared_pool import SharedPool, shared_pool
 from janus.transport.wire import TRANSPORT_KINDS, TransportKind
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "LinkStats",
     "Listener",
     "OutFrame",
+    "SharedPool",
     "TransportKind",
     "admit_all",
     "connect",
     "listen",
+    "shared_pool",
 ]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import weakref
 
-from janus.transport.buffers import Buffer, Bytes
+from janus.transport.buffers import Buffer, Bytes, SharedPart
 from janus.transport.segment import PeerMemory
+
+#: The slot and the generation of a loan; see ``shared_pool``.
+Loan = tuple[int, int]
 
 
 class Lender:
@@ -17,75 +20,70 @@ class Lender:
 
     def __init__(self, memory: PeerMemory, table_offset: int, slots: int) -> None:
         if table_offset % 4 or not 0 < slots <= 1 << 20 or table_offset + 4 * slots > memory.nbytes:
-            raise ValueError(
-                f"a table of {slots} slots at {table_offset} is not within the peer's {memory.nbytes} bytes"
-            )
+            raise ValueError(f"{slots} slots at {table_offset} are not within the peer's {memory.nbytes} bytes")
         self._memory = memory
         self._slots = memory.array(table_offset, 4 * slots)[0].data.cast("I")
         self.open = True
         #: Payloads that were dropped, not released, watched until their last view is gone.
-        self._dropped: dict[int, weakref.ref[Bytes]] = {}
+        self._dropped: dict[Loan, weakref.ref[Bytes]] = {}
 
-    def borrow(self, header: bytes, slot: int, generation: int, offset: int, nbytes: int) -> Borrowed:
-        """Return the loan that the peer has announced.
+    def borrow(self, header: memoryview, loan: Loan, offset: int, nbytes: int) -> Borrowed:
+        """Return what the peer has announced as lent.
 
         Raises:
             ValueError: slot or bytes are not within the peer's memory, or not aligned.
         """
-        if slot >= len(self._slots):
-            raise ValueError(f"slot {slot} of {len(self._slots)}")
+        if loan[0] >= len(self._slots):
+            raise ValueError(f"slot {loan[0]} of {len(self._slots)}")
         if not nbytes or offset % 64 or offset + nbytes > self._memory.nbytes:
             raise ValueError(f"{nbytes} bytes at {offset} are not within the peer's {self._memory.nbytes}")
         array, address = self._memory.array(offset, nbytes)
-        return Borrowed(array, address, memoryview(header), self, slot, generation)
+        return Borrowed(array, address, header, self, loan)
 
-    def give_back(self, slot: int, generation: int) -> None:
+    def give_back(self, loan: Loan) -> None:
         """Tell the peer that a loan is released. From any thread.
 
-        One aligned store. x86 does not move it before earlier loads. Where the processor might, the peer still has to
-        notice, and to write, before it could matter: longer than any store buffer.
+        One aligned store. x86 does not move it before earlier loads. Where a processor might, the peer still has to
+        notice, and to write, before it could matter: longer than any reordering.
         """
         if self.open:
-            self._slots[slot] = generation
+            self._slots[loan[0]] = loan[1]
 
-    def watch(self, array: Bytes, slot: int, generation: int) -> None:
+    def watch(self, array: Bytes, loan: Loan) -> None:
         """Give a loan back when the last view of it is gone."""
 
         def died(_: object) -> None:
-            self._dropped.pop(slot, None)
-            self.give_back(slot, generation)
+            self._dropped.pop(loan, None)
+            self.give_back(loan)
 
-        self._dropped[slot] = weakref.ref(array, died)
+        self._dropped[loan] = weakref.ref(array, died)
 
 
 class Borrowed(Buffer):
     """A payload in a peer's memory, with its header here."""
 
-    __slots__ = ("_generation", "_lender", "_slot")
+    __slots__ = ("_lender", "_loan")
 
     at = 0
 
-    def __init__(
-        self, array: Bytes, address: int, header: memoryview, lender: Lender, slot: int, generation: int
-    ) -> None:
+    def __init__(self, array: Bytes, address: int, header: memoryview, lender: Lender, loan: Loan) -> None:
         self.array = array
         self.address = address
         self.view = array.data
         self.header = header
         self._pool = self._shares = None
         self._lender: Lender | None = lender
-        self._slot = slot
-        self._generation = generation
+        self._loan = loan
 
-    def share(self, first: int) -> Buffer:  # type: ignore[override]
+    def share(self, first: int) -> SharedPart:
         raise TypeError("what a peer has lent cannot be lent again")
 
     def release(self) -> None:
         lender, self._lender = self._lender, None
         if lender is not None:
-            lender.give_back(self._slot, self._generation)
+            lender.give_back(self._loan)
 
     def dropped(self) -> None:
         lender, self._lender = self._lender, None
         if lender is not None:
-            lender.watch(self.array, self._slot, self._generation)
+            lender.watch(self.array, self._loan)

@@ -203,43 +203,40 @@ class ShmWire:
                     got = self._receive_with_segment(sock, spare)
                 else:
                     got = sock.recv_into(spare.view)
+                if got:
+                    self._take(spare, got)
+                    continue
+                self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
             except (BlockingIOError, InterruptedError):
-                return
+                pass
             except ConnectionResetError:
                 continue  # the other end died with messages unread; those that it sent are still to come
             except OSError as error:
                 self._lose(LinkBroken(self.address, f"cannot receive: {error}"))
-                return
-            if got == 0:
-                self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
-                return
-            try:
-                self._take(spare, got)
             except ValueError as error:
                 self._lose(ProtocolViolation(self.address, str(error)))
-                return
+            return
 
     def _take(self, spare: Buffer, got: int) -> None:
+        """Deliver the message of ``got`` bytes in ``spare``; raise ``ValueError`` for what is no message."""
         if self.proven and got >= _MESSAGE.size:
             magic, slot, generation, _, offset, nbytes = _MESSAGE.unpack_from(spare.view)
             if magic == _LOAN:
-                self._take_loan(spare, got, slot, generation, offset, nbytes)
+                if self._lender is None or got != _LOAN_BYTES:
+                    raise ValueError("a reference to memory that is not shared")
+                self._check(HEADER_BYTES + nbytes)
+                header = memoryview(bytes(spare.view[_MESSAGE.size : _LOAN_BYTES]))
+                self._deliver(self._lender.borrow(header, (slot, generation), offset, nbytes), HEADER_BYTES + nbytes)
                 return
             if magic == _SEGMENT:
                 return  # its descriptor has been seen to
         self._check(got)
         self._spare = None
-        if self._handler is not None:
-            self._handler.on_frame(spare, got)
+        self._deliver(spare, got)
 
-    def _take_loan(self, spare: Buffer, got: int, slot: int, generation: int, offset: int, nbytes: int) -> None:
-        if self._lender is None or got != _LOAN_BYTES:
-            raise ValueError("a reference to memory that is not shared")
-        self._check(HEADER_BYTES + nbytes)
-        header = bytes(spare.view[_MESSAGE.size : _LOAN_BYTES])
-        buffer = self._lender.borrow(header, slot, generation, offset, nbytes)
+    def _deliver(self, buffer: Buffer, nbytes: int) -> None:
         if self._handler is not None:
-            self._handler.on_frame(buffer, HEADER_BYTES + nbytes)
+            self._handler.on_frame(buffer, nbytes)
 
     def _check(self, nbytes: int) -> None:
         if nbytes > self.max_frame:
@@ -257,9 +254,6 @@ class ShmWire:
                 magic, version, slots, _, offset, _ = _MESSAGE.unpack_from(spare.view)
                 if magic == _SEGMENT:
                     self._open(fds, version, slots, offset)
-        except ValueError as error:
-            self._loop.call_soon(self._lose, ProtocolViolation(self.address, str(error)))
-            raise BlockingIOError from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -316,8 +310,9 @@ class ShmTransport:
         try:
             sock.setblocking(False)
             async with asyncio.timeout(timeout_s):
-                while (code := sock.connect_ex(_name(port))) == errno.EAGAIN:
-                    await asyncio.sleep(_CONNECT_RETRY_S)  # the backlog is full; nothing announces its end
+                # While the backlog is full; nothing announces that it no longer is.
+                while (code := sock.connect_ex(_name(port))) == errno.EAGAIN:  # noqa: ASYNC110
+                    await asyncio.sleep(_CONNECT_RETRY_S)
             if code:
                 raise LinkBroken(address, f"cannot connect: {os.strerror(code)}")
         except BaseException as error:
