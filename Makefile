@@ -65,6 +65,10 @@ bench: develop ## measure serving; writes benchmarks/results/serving.json
 bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/scheduling.json
 	$(BIN)/python -m benchmarks.scheduling
 
+.PHONY: testbed
+testbed: develop ## several nodes on this machine with a slower network between them: try it (Linux, root)
+	@$(BIN)/python -m benchmarks.testbed check
+
 .PHONY: soak
 soak: develop ## 64 streams for three minutes, then overload; writes benchmarks/results/soak.json (slow)
 	$(BIN)/python -m benchmarks.load.soak
