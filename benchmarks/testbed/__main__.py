@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from benchmarks.testbed.support import unavailable
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it takes down what it has up
     try:
         reason = unavailable()
         if reason is not None:

@@ -14,11 +14,10 @@ from benchmarks.testbed import measure, namespaces, support
 from benchmarks.testbed.emulated import EmulatedLinks
 from benchmarks.testbed.namespaces import Name, run
 from benchmarks.testbed.netem import NetemLinks
-from benchmarks.testbed.spec import LinkSpec, LinkTraffic, Measured, TestbedError, TestbedUnavailable, check_nodes
+from benchmarks.testbed.spec import MTU, LinkSpec, LinkTraffic, Measured, TestbedError, TestbedUnavailable, check_nodes
 
 #: Of the block that RFC 2544 reserves for benchmarks of networks. Every testbed uses it: none sees another.
 NETWORK = "198.18.0"
-MTU = 9000
 #: What a node's TCP is set to, so that a figure depends on the link and not on the machine's defaults.
 SYSCTLS = {
     "net/ipv4/tcp_congestion_control": "reno",  # the only one that every kernel has and lets a namespace use

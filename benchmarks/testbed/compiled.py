@@ -1,4 +1,4 @@
-"""Compiles ``switch.cpp`` with the system's C++ compiler, once per source and compiler."""
+"""Compiles ``switch/`` with the system's C++ compiler, once per source and compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.testbed.spec import TestbedUnavailable
 
-SOURCE = Path(__file__).with_name("switch.cpp")
+SOURCES = Path(__file__).with_name("switch")
 FLAGS = ("-O2", "-std=c++17", "-Wall", "-Wextra")
 _COMPILE_TIMEOUT_S = 120
 
@@ -35,8 +35,8 @@ def switch() -> Path:
     if found is None:
         raise TestbedUnavailable("no C++ compiler (looked for $CXX, c++, g++, clang++); install g++")
     version = subprocess.run([found, "--version"], capture_output=True, check=False, timeout=_COMPILE_TIMEOUT_S)
-    key = hashlib.sha256(repr((FLAGS, version.stdout, SOURCE.read_bytes())).encode()).hexdigest()[:24]
-    target = _cache() / f"switch-{key}"
+    texts = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
+    target = _cache() / f"switch-{hashlib.sha256(repr((FLAGS, version.stdout, texts)).encode()).hexdigest()[:24]}"
     if not target.exists():
         _compile(found, target)
     return target
@@ -54,8 +54,8 @@ def _compile(found: str, target: Path) -> None:
     """Two that do so at once do it twice; each result appears whole."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         result = Path(scratch) / "switch"
-        argv = [found, *FLAGS, str(SOURCE), "-o", str(result)]
+        argv = [found, *FLAGS, str(SOURCES / "switch.cpp"), "-o", str(result)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_S)
         if done.returncode:
-            raise TestbedUnavailable(f"{found} cannot compile {SOURCE.name}: {' '.join(done.stderr.split())[:500]}")
+            raise TestbedUnavailable(f"{found} cannot compile switch.cpp: {' '.join(done.stderr.split())[:500]}")
         result.replace(target)

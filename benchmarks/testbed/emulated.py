@@ -1,4 +1,4 @@
-"""The links between nodes where the kernel has no netem: TUN devices and a program between them (``switch.cpp``)."""
+"""The links between nodes where the kernel has no netem: TUN devices and a program between them (``switch/``)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def between(
     Raises:
         TestbedError: they cannot talk to each other.
     """
-    with subprocess.Popen([*destination, *_PROBE, "serve"], stdout=subprocess.PIPE, text=True) as server:
+    serve = [*destination, *_PROBE, "serve"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
             port = server.stdout.readline().strip()

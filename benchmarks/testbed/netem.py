@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.testbed import namespaces
 from benchmarks.testbed.namespaces import Name, run
-from benchmarks.testbed.spec import LinkSpec, LinkTraffic, TestbedError
+from benchmarks.testbed.spec import MTU, LinkSpec, LinkTraffic, TestbedError
 
 HUB = "hub"
 #: Packets of a queue: netem's own default, 1000, is less than 200 us of 25 Gbit/s in small packets.
@@ -33,7 +33,7 @@ def hub_batch(names: Sequence[Name]) -> str:
     lines = ["link add bridge type bridge", "link set bridge up"]
     for port, name in enumerate(names):
         lines.append(f"link add port{port} type veth peer name net0 netns {name}")
-        lines.append(f"link set port{port} master bridge up")
+        lines.append(f"link set port{port} mtu {MTU} master bridge up")
     return "\n".join(lines) + "\n"
 
 
@@ -42,7 +42,7 @@ def node_shaping(spec: LinkSpec) -> list[str]:
     if not (spec.latency_ns or spec.bits_per_s):
         return []
     rate = ["rate", f"{spec.bits_per_s}bit"] if spec.bits_per_s else []
-    delay = ["delay", f"{spec.latency_ns}ns"]
+    delay = ["delay", f"{spec.latency_us:.3f}us"]
     return ["qdisc", "replace", "dev", "net0", "root", "netem", *delay, *rate, "limit", str(_QUEUE_PACKETS)]
 
 
@@ -93,6 +93,7 @@ class NetemLinks:
     def __init__(self, names: Sequence[Name], addresses: Sequence[str], spec: LinkSpec) -> None:
         self._names = tuple(names)
         self._hub = hub_name(names)
+        self._shaped: set[tuple[Name, str]] = set()
         run(["ip", "netns", "add", str(self._hub)])
         try:
             run(["ip", "-n", str(self._hub), "-batch", "-"], hub_batch(names))
@@ -114,8 +115,10 @@ class NetemLinks:
             ):
                 if shaping:
                     run(["tc", "-n", str(namespace), *shaping])
-                elif "qdisc noqueue" not in run(["tc", "-n", str(namespace), "qdisc", "show", "dev", device, "root"]):
+                    self._shaped.add((namespace, device))
+                elif (namespace, device) in self._shaped:
                     run(["tc", "-n", str(namespace), "qdisc", "delete", "dev", device, "root"])
+                    self._shaped.remove((namespace, device))
 
     def cut(self, node: str) -> None:
         self._set_state(node, _DISABLED)
@@ -136,7 +139,7 @@ class NetemLinks:
     def _set_state(self, node: str, state: int) -> None:
         """A disabled port of a bridge drops what comes and goes, and neither end sees the link go down."""
         port = [name.node for name in self._names].index(node)
-        run(["ip", "-n", str(self._hub), "link", "set", f"port{port}", "type", "bridge_slave", "state", str(state)])
+        run(["bridge", "-n", str(self._hub), "link", "set", "dev", f"port{port}", "state", str(state)])
 
     def _count(self, addresses: Sequence[str]) -> bool:
         try:

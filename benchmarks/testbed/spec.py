@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_NODES = 64
+#: Of every node's link: the large frames that networks of such machines are set to.
+MTU = 9000
 _NODE_NAME = re.compile(r"[a-z][a-z0-9]{0,14}")
 
 

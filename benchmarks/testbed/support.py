@@ -34,10 +34,9 @@ def _probe() -> tuple[Backend, str | None]:
     probe = Name(owner=namespaces.this_process(), serial=0, node="probe")
     try:
         run(["ip", "netns", "add", str(probe)])
+        return _links(probe)
     except TestbedError as error:
         return "emulated", f"network namespaces are not permitted here ({error})"
-    try:
-        return _links(probe)
     finally:
         namespaces.remove([probe])
 

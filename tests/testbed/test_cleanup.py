@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_a_testbed_that_fails_to_come_up_leaves_nothing(permitted: None, monkeyp
     with pytest.raises(namespaces.TestbedError, match="-batch"), bed:
         pass
     assert [name for name in names_of(this_process().pid) if name.serial == bed.serial] == []
+
+
+def test_a_check_that_is_terminated_leaves_nothing(permitted: None) -> None:
+    command = [sys.executable, "-m", "benchmarks.testbed", "check"]
+    check = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with check.stdout as out:
+        assert out.readline().startswith("testbed: up: nodes a0, a1, e0, e1")
+        assert names_of(check.pid)
+        check.terminate()
+    assert check.wait(10) == 128 + signal.SIGTERM
+    assert names_of(check.pid) == []
 
 
 def test_where_it_is_not_possible_the_check_says_so_in_one_line_and_succeeds(

@@ -173,6 +173,18 @@ def test_a_switch_that_has_died_is_an_error_by_name(permitted: None) -> None:
             bed.traffic()
 
 
+def test_bridged_links_carry_and_cut(permitted: None) -> None:
+    """The bridge below netem, which works where netem itself is missing."""
+    with Testbed(("a0", "e0"), LinkSpec(latency_us=0, rate_gbit=0), backend="netem") as bed:
+        bed.measured(rounds=10, seconds=0.01)
+        bed.cut("e0")
+        refused = [*PYTHON, "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.1)"]
+        argv = [*bed.exec_prefix("a0"), *refused, bed.address("e0")]
+        assert b"TimeoutError" in subprocess.run(argv, capture_output=True, check=False).stderr
+        bed.heal("e0")
+        assert b"ConnectionRefusedError" in subprocess.run(argv, capture_output=True, check=False).stderr
+
+
 def test_two_testbeds_at_once_do_not_meet(bed: Testbed) -> None:
     with Testbed(("a0", "a1")) as other:
         before = bed.traffic()

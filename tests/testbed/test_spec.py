@@ -84,7 +84,7 @@ def test_the_figures_of_a_measurement() -> None:
 def test_netem_gets_delay_and_rate_at_the_source_and_the_rate_again_at_the_destination() -> None:
     spec = LinkSpec(latency_us=50, rate_gbit=2.5)
     assert " ".join(netem.node_shaping(spec)).startswith(
-        "qdisc replace dev net0 root netem delay 50000ns rate 2500000000bit limit "
+        "qdisc replace dev net0 root netem delay 50.000us rate 2500000000bit limit "
     )
     assert " ".join(netem.port_shaping(3, spec)).startswith("qdisc replace dev port3 root tbf rate 2500000000bit ")
 

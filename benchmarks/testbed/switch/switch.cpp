@@ -19,88 +19,26 @@
 // travel, so a large segment (TSO), which crosses in one piece, is charged the headers of every packet it stands for.
 
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/ethtool.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
-#include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <memory>
-#include <string>
-#include <vector>
+#include "alarm.h"
+#include "packet.h"
 
 namespace {
 
-using Nanoseconds = int64_t;
-
-// virtio_net_hdr of linux/virtio_net.h, which not every release of the headers lets C++ include.
-struct OffloadHeader {
-  uint8_t flags, gso_type;
-  uint16_t hdr_len, gso_size, csum_start, csum_offset;
-};
-constexpr size_t kHeaderBytes = sizeof(OffloadHeader);
-static_assert(kHeaderBytes == 10);
-constexpr size_t kBufferBytes = kHeaderBytes + (64 << 10) + 256;
 constexpr size_t kQueuePackets = 4096;  // of one port; bounds the buffers, which small packets use badly
 constexpr int kReadsPerTurn = 16;       // of one port, before what is due is delivered
-constexpr Nanoseconds kForever = INT64_MAX;
-
-[[noreturn]] void fail(const std::string& what) {
-  std::fprintf(stderr, "%s: %s\n", what.c_str(), strerror(errno));
-  std::exit(1);
-}
-
-Nanoseconds now() {
-  timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
-}
-
-struct Packet {
-  std::unique_ptr<uint8_t[]> data;
-  size_t size;         // as read, with the offload header
-  uint32_t wire_bytes;
-  uint32_t wire_packets;
-  size_t source, destination;
-  Nanoseconds time;    // start while it waits at its source, arrival afterwards
-};
-
-struct Queue {
-  std::deque<Packet> packets;
-  size_t bytes = 0;
-
-  void push(Packet packet) {
-    bytes += packet.wire_bytes;
-    packets.push_back(std::move(packet));
-  }
-  Packet pop() {
-    Packet packet = std::move(packets.front());
-    packets.pop_front();
-    bytes -= packet.wire_bytes;
-    return packet;
-  }
-  Nanoseconds next() const { return packets.empty() ? kForever : packets.front().time; }
-};
-
-struct Traffic {
-  uint64_t packets = 0, bytes = 0, dropped = 0;
-};
 
 struct Port {
   uint32_t address = 0;  // host byte order
@@ -112,60 +50,6 @@ struct Port {
 
   Port() = default;
   Port(Port&&) noexcept = default;
-};
-
-// Fills in how the packet looks on the wire and where it goes; false if it is no IPv4 packet.
-bool parse(const uint8_t* data, Packet& packet, uint32_t& address) {
-  OffloadHeader header;
-  if (packet.size < kHeaderBytes + 20) return false;
-  std::memcpy(&header, data, kHeaderBytes);
-  const uint8_t* ip = data + kHeaderBytes;
-  const size_t length = packet.size - kHeaderBytes;
-  if (ip[0] >> 4 != 4) return false;
-  address = uint32_t(ip[16]) << 24 | uint32_t(ip[17]) << 16 | uint32_t(ip[18]) << 8 | ip[19];
-  packet.wire_packets = 1;
-  packet.wire_bytes = length;
-  const size_t ip_bytes = (ip[0] & 15) * 4;
-  if (header.gso_size > 0 && ip[9] == IPPROTO_TCP &&
-      length >= ip_bytes + 20) {
-    const size_t headers = ip_bytes + (ip[ip_bytes + 12] >> 4) * 4;
-    if (length > headers) {
-      packet.wire_packets = (length - headers + header.gso_size - 1) / header.gso_size;
-      packet.wire_bytes = length + (packet.wire_packets - 1) * headers;
-    }
-  }
-  return true;
-}
-
-// Waits for input until a point in time. A virtual machine's timers are 15 to 30 us late, so it asks to be woken that
-// much earlier, by what it learns from every wake-up, and polls for the rest. (Without: a round trip at 10 us takes
-// 210 us instead of 55, and no less CPU. docs/testbed.md says how to measure it.)
-class Alarm {
- public:
-  // Returns what ppoll does. `until` may be kForever.
-  int wait(std::vector<pollfd>& polls, Nanoseconds until) {
-    if (until == kForever) return checked(ppoll(polls.data(), polls.size(), nullptr, nullptr));
-    const Nanoseconds wake = until - lead_;
-    const Nanoseconds wait = std::max<Nanoseconds>(wake - now(), 0);
-    const timespec timeout{wait / 1'000'000'000, wait % 1'000'000'000};
-    const int ready = checked(ppoll(polls.data(), polls.size(), &timeout, nullptr));
-    if (ready == 0 && wait > 0) learn(now() - wake);
-    return ready;
-  }
-
- private:
-  static constexpr Nanoseconds kMaxLead = 50'000;
-
-  // Settles where a quarter of the wake-ups are late.
-  void learn(Nanoseconds late) {
-    lead_ = std::clamp<Nanoseconds>(lead_ + (late > lead_ ? 600 : -200), 0, kMaxLead);
-  }
-  static int checked(int ready) {
-    if (ready < 0 && errno != EINTR) fail("ppoll");
-    return ready;
-  }
-
-  Nanoseconds lead_ = 20'000;
 };
 
 class Switch {
