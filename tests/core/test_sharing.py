@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.core.batcher import Accept, Batcher, StepPlan
+from janus.core.batcher import Accept, Batcher, Finish, StepPlan
 from janus.core.request import Request
 from janus.core.sharing import in_turn, share_of
 from janus.errors import Unavailable
@@ -143,8 +143,10 @@ def test_a_micro_batch_that_keeps_failing_is_seen_beside_one_that_does_not() -> 
     assert batcher.stats().failing_since is None
     last = batcher.plan(8.0)
     assert last is not None and last.failing_since == 5.0
-    actions = batcher.step_failed(last, retry=False, error=Unavailable("lost"), now=8.0)
-    assert len(actions) == 2 * len(last.chunks)
+    assert batcher.step_failed(last, retry=True, now=8.0) == []
+    ended = [action for action in batcher.abort(Unavailable("lost"), failing_since=5.0) if isinstance(action, Finish)]
+    assert {finish.request_id for finish in ended} == {chunk.request_id for chunk in bad.chunks}
+    assert batcher.stats().running == 2
 
 
 @settings(max_examples=80, deadline=None)

@@ -3,150 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 
 import pytest
-import torch
 
-from janus.core.batcher import Batcher, BatcherConfig
-from janus.core.micro_batches import FixedMicroBatches
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
-from janus.exchange.local import LocalExchange, LocalReceipt
-from janus.messages.control import SamplingParams, Submit, TokenDelta
-from janus.model.attention_model import AttentionModel
+from janus.exchange.local import LocalExchange
 from janus.model.checkpoint import Checkpoint
-from janus.model.kv_cache import PagedKVCache
-from janus.runtime.attention_engine import AttentionEngine, StepNews
+from tests.runtime.attention_harness import PROMPTS, StartEngine, alone, engines
 from tests.runtime.world import LIMIT_S
-
-
-class Faulty(LocalExchange):
-    """Local experts that fail, or stay away, when a test says so."""
-
-    def __init__(self, exchange: LocalExchange) -> None:
-        super().__init__(exchange._bank, num_layers=2)
-        #: Raised by the next dispatches, one each; ``None`` lets one pass.
-        self.failures: list[Exception | None] = []
-        self.there = True
-        self.came = asyncio.Event()
-        self.dispatched = asyncio.Event()
-        self.waits_for_change = 0
-
-    def ready(self) -> bool:
-        return self.there
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while not self.there:
-                    self.came.clear()
-                    await self.came.wait()
-        if not self.there:
-            raise InstanceLost(f"not linked to expert-0 after {timeout_s:g} s", instances=("expert-0",))
-
-    async def wait_changed(self, timeout_s: float) -> None:
-        self.waits_for_change += 1
-
-    def come(self) -> None:
-        self.there = True
-        self.came.set()
-
-    def dispatch(
-        self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
-    ) -> LocalReceipt:
-        self.dispatched.set()
-        failure = self.failures.pop(0) if self.failures else None
-        if failure is not None:
-            raise failure
-        return super().dispatch(layer, x_TH, topk_ids_TK, topk_weights_TK)
-
-
-@dataclass
-class Running:
-    """An engine that runs, and everything it has told."""
-
-    engine: AttentionEngine
-    exchange: Faulty
-    deltas: dict[str, list[TokenDelta]] = field(default_factory=dict)
-    news: list[StepNews] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def submit(self, name: str, prompt: list[int], **params: object) -> None:
-        values = {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True, **params}
-        emitted = values.pop("emitted_ids", [])
-        self.engine.submit(
-            Submit(request_id=name, prompt_ids=prompt, params=SamplingParams(**values), emitted_ids=emitted)  # type: ignore[arg-type]
-        )
-
-    def tokens(self, name: str) -> list[int]:
-        return [token for delta in self.deltas.get(name, []) for token in delta.token_ids]
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(LIMIT_S):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
-
-    async def end(self, name: str) -> TokenDelta:
-        """The delta that ends a request."""
-        await self.until(lambda: name in self.deltas and self.deltas[name][-1].finish_reason)
-        ends = [delta for delta in self.deltas[name] if delta.finish_reason]
-        assert len(ends) == 1
-        return ends[0]
-
-
-StartEngine = Callable[..., Running]
 
 
 @pytest.fixture
 async def start(checkpoint: Checkpoint, local: LocalExchange) -> AsyncIterator[StartEngine]:
-    model = AttentionModel.load(checkpoint, checkpoint.config, torch.float32, torch.device("cpu"))
-    tasks: list[asyncio.Task[None]] = []
-
-    def make(*, num_blocks: int = 64, recovery_timeout_s: float = LIMIT_S) -> Running:
-        limits = BatcherConfig(
-            max_running=8, token_budget=16, block_size=4, num_blocks=num_blocks, max_model_len=128, max_waiting=16
-        )
-
-        def publish(news: StepNews) -> None:
-            running.news.append(news)
-            for delta in news.deltas:
-                running.deltas.setdefault(delta.request_id, []).append(delta)
-            running.changed.set()
-
-        exchange = Faulty(local)
-        engine = AttentionEngine(
-            model=model,
-            kv=PagedKVCache(checkpoint.config, num_blocks, 4, torch.float32, torch.device("cpu")),
-            batcher=Batcher(limits),
-            exchange=exchange,
-            micro_batches=FixedMicroBatches(1),
-            recovery_timeout_s=recovery_timeout_s,
-            publish=publish,
-        )
-        running = Running(engine, exchange)
-        tasks.append(asyncio.create_task(engine.run(), name="engine"))
-        return running
-
-    yield make
-    for task in tasks:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-PROMPTS = {f"r{index}": [3 + index, 7, 11, 2 * index + 5, *range(20, 20 + 5 * index)] for index in range(6)}
-
-
-async def alone(start: StartEngine) -> dict[str, list[int]]:
-    """The tokens of every prompt, each computed with nothing beside it."""
-    running = start()
-    for name, prompt in PROMPTS.items():
-        running.submit(name, prompt)
-        assert (await running.end(name)).finish_reason == "length"
-    return {name: running.tokens(name) for name in PROMPTS}
+    async with engines(checkpoint, local) as make:
+        yield make
 
 
 async def test_tokens_do_not_depend_on_what_else_runs_nor_on_preemption(start: StartEngine) -> None:

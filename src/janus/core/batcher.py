@@ -112,10 +112,15 @@ class Batcher:
         self._draining = True
         return []
 
-    def abort(self, error: RequestError) -> list[Action]:
-        """End every request with ``error``, at once. A step in flight is closed as ever, and its tokens dropped."""
+    def abort(self, error: RequestError, *, failing_since: float | None = None) -> list[Action]:
+        """End every request with ``error``, at once. A step in flight is closed as ever, and its tokens dropped.
+
+        With ``failing_since``, only requests of which no step has succeeded since then.
+        """
         actions: list[Action] = []
         for request in tuple(self._requests.values()):
+            if failing_since is not None and (request.failing_since is None or request.failing_since > failing_since):
+                continue
             self.cancel(request.request_id)
             actions += failed(request, error)
         return actions

@@ -287,13 +287,12 @@ class AttentionEngine:
             await self._exchange.wait_changed(_REPLAN_WAIT_S)
 
     def _refuse(self, plan: StepPlan, error: DispatchError) -> None:
-        """End every request, as none can be computed without its experts; only the step's where other steps succeed."""
+        """End every request, as none can be computed without its experts; where others succeed, those that never do."""
         others_succeed = self._batcher.stats().failing_since != plan.failing_since
         refusal = Unavailable(f"experts are unavailable: {error}", code="experts_unavailable", retry_after_s=2.0)
         log.error("requests_refused", step=plan.step_id, attempt=plan.attempt, problem=str(error))
-        self._act(self._batcher.step_failed(plan, retry=False, error=refusal, now=time.monotonic()))
-        if not others_succeed:
-            self._act(self._batcher.abort(refusal))
+        self._act(self._batcher.step_failed(plan, retry=True, now=time.monotonic()))
+        self._act(self._batcher.abort(refusal, failing_since=plan.failing_since if others_succeed else None))
 
     # -- news ----------------------------------------------------------------------------------------------------
 
