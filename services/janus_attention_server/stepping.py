@@ -15,9 +15,10 @@ from janus.core.batcher import Batcher, BatcherConfig
 from janus.core.micro_batches import policy_for
 from janus.core.placement import Placement
 from janus.errors import ConfigError
+from janus.exchange.choice import ModeChoice
 from janus.exchange.contract import ExpertExchange
-from janus.exchange.direct import DirectExchange
 from janus.exchange.local import LocalExchange
+from janus.exchange.remote import RemoteExchange
 from janus.messages.control import ClusterView, Identity, Refused
 from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from janus.runtime import garbage
 from janus.runtime.attention_engine import AttentionEngine, StepNews
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.listening import listen_as
+from janus.runtime.node_links import NodeLinks
 from janus.runtime.peers import PeerSet
 from janus_attention_server.sessions import Sessions
 
@@ -71,8 +73,10 @@ class Stepping:
         self._unreported: list[StepNews] = []
         self._draining = False
         self._view: ClusterView | None = None
-        self._direct: DirectExchange | None = None
+        self._remote: RemoteExchange | None = None
         self._peers: PeerSet | None = None
+        self._node: NodeLinks | None = None
+        self._port = 0
         self.engine: AttentionEngine | None = None
 
     async def run(self) -> None:
@@ -82,6 +86,7 @@ class Stepping:
         )
         try:
             self._on_listening(listener.port)
+            self._port = listener.port
             batcher = Batcher(self._batcher_config())
             # In another thread: gateways can connect meanwhile, and are told that the model is being loaded.
             model, kv, exchange = await asyncio.to_thread(self._load, batcher.config)
@@ -94,7 +99,7 @@ class Stepping:
                 recovery_timeout_s=self._options.recovery_timeout_s,
                 publish=self._publish,
             )
-            self._dial_experts()
+            await self._dial()
             garbage.settle()
             try:
                 await self.engine.run()
@@ -102,6 +107,8 @@ class Stepping:
                 await exchange.close()
                 if self._peers is not None:
                     await self._peers.close("shutting down")
+                if self._node is not None:
+                    await self._node.close("shutting down")
         finally:
             await listener.close()
 
@@ -114,9 +121,16 @@ class Stepping:
         if options.experts == "local":
             exchange = self._local_exchange(dtype, device)
         else:
-            exchange = self._direct = DirectExchange(
+            if options.exchange != "direct":
+                self._node = NodeLinks(identity=self._identity, secret=options.common.secret.encode())
+            exchange = self._remote = RemoteExchange(
+                own=self._identity.instance,
                 links={},
+                siblings=self._node.links if self._node is not None else {},
                 scheduler=fastest_scheduler(options.scheduler),
+                scheduler_name=options.scheduler,
+                choice=ModeChoice(options.exchange),
+                experts_gate=options.gate == "expert",
                 dtype=dtype,
                 device=device,
                 dispatch_timeout_s=options.dispatch_timeout_s,
@@ -158,7 +172,7 @@ class Stepping:
 
     def exchange_times(self) -> dict[str, int]:
         """Sums of ``ExchangeTimes``; empty in monolithic mode. May be read from another thread."""
-        return {} if self._direct is None else asdict(self._direct.times)
+        return {} if self._remote is None else asdict(self._remote.times)
 
     def _batcher_config(self) -> BatcherConfig:
         options, config = self._options, self._checkpoint.config
@@ -191,18 +205,22 @@ class Stepping:
                 bank.load(self._checkpoint, layer, expert, expert)
         return LocalExchange(bank, num_layers=config.num_moe_layers)
 
-    def _dial_experts(self) -> None:
+    async def _dial(self) -> None:
         """Begin to follow the view, now that there is a model to serve."""
-        direct = self._direct
-        if direct is not None:
+        remote = self._remote
+        if remote is not None:
+            node = self._node
+            if node is not None:
+                await node.open(self._port, lambda: remote, on_change=self._links_changed)
             self._peers = PeerSet(
                 role="expert",
                 identity=self._identity,
                 secret=self._options.common.secret.encode(),
                 transport=self._options.common.transport,
-                handler=direct,
-                links=direct.links,
+                handler=remote,
+                links=remote.links,
                 on_change=self._links_changed,
+                pool=node.pool if node is not None else None,
             )
             self._apply_view()
         self._tell_experts()
@@ -210,34 +228,37 @@ class Stepping:
     # -- the view ------------------------------------------------------------------------------------------------
 
     def _apply_view(self) -> None:
-        view, direct, peers = self._view, self._direct, self._peers
-        if view is None or direct is None or peers is None:
+        view, remote, peers = self._view, self._remote, self._peers
+        if view is None or remote is None or peers is None:
             return
         peers.update(view.members)
-        table, current = view.placement, direct.placement
+        if self._node is not None:
+            self._node.update(view.members)
+        remote.set_sources({m.instance: m.node for m in view.members if m.role == "attention" and m.state != "failed"})
+        table, current = view.placement, remote.placement
         # A view without a placement takes nothing away: a controller that has restarted has none yet, and when an
         # instance is lost its link says so.
         if table is None:
             log.info("view_without_placement", epoch_kept=current.epoch if current else 0)
         elif current is None or current.epoch != table.epoch:
-            direct.set_placement(Placement.from_table(table))
+            remote.set_placement(Placement.from_table(table))
             log.info("placement_in_force", epoch=table.epoch, instances=table.instances)
         self._tell_experts()
 
     def _links_changed(self) -> None:
-        if self._direct is not None:
-            self._direct.links_changed()
+        if self._remote is not None:
+            self._remote.links_changed()
         self._tell_experts()
 
     def _tell_experts(self) -> None:
         """Report whether the experts can be reached; nothing before the model is loaded."""
         if self.engine is None:
             return
-        direct = self._direct
-        if direct is None or direct.ready():
+        remote = self._remote
+        if remote is None or remote.ready():
             self._on_experts(ExpertsState(ready=True, reason="", unreachable=[]))
             return
-        missing = direct.missing()
+        missing = remote.missing()
         reason = f"not linked to {', '.join(missing)}" if missing else "no placement covers every expert"
         unreachable = self._peers.unreachable() if self._peers is not None else []
         self._on_experts(ExpertsState(ready=False, reason=reason, unreachable=unreachable))

@@ -18,6 +18,8 @@ _HELP = {
     "compute_ns": "Time computing experts",
     "reply_ns": "Time packing and posting answers",
     "rejected": "Dispatches rejected",
+    "relayed": "Dispatches for the whole node that this instance shared with the others there",
+    "forwarded": "Frames forwarded to other instances of the node, by reference where memory is shared",
 }
 _GAUGES = ("waiting", "loaded_epoch")
 

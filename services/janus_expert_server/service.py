@@ -79,7 +79,7 @@ class ExpertServer(ModelServer):
         )
 
     def on_view(self, view: ClusterView) -> None:
-        """Attention instances dial us; there is nothing to do."""
+        self.step_loop.call(self._stepping.on_view, view)
 
     def on_load_placement(self, message: LoadPlacement) -> None:
         load = asyncio.create_task(self._load(message), name=f"load[epoch {message.table.epoch}]")

@@ -9,11 +9,13 @@ import structlog
 import torch
 
 from janus.config.options import ExpertOptions
-from janus.messages.control import Identity, LoadPlacement, PlacementLoaded, Refused
+from janus.messages.control import ClusterView, Identity, LoadPlacement, PlacementLoaded, Refused
 from janus.model.checkpoint import Checkpoint
+from janus.model.gate import load_gates
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.expert_engine import ExpertEngine
 from janus.runtime.listening import listen_as
+from janus.runtime.node_links import NodeLinks
 from janus.transport.endpoint import Listener
 
 log = structlog.get_logger()
@@ -37,21 +39,32 @@ class Stepping:
         self._listener: Listener | None = None
         self._loading = asyncio.Lock()
         self._draining = False
+        self._node = NodeLinks(identity=identity, secret=options.common.secret.encode())
+        self._view: ClusterView | None = None
         self.engine: ExpertEngine | None = None
 
     async def run(self) -> None:
         """Listen and serve until cancelled."""
-        options, common = self._options, self._options.common
+        options, common, config = self._options, self._options.common, self._checkpoint.config
+        device, dtype = prepare(options.device, options.threads), torch_dtype(options.dtype)
+        node = self._node
+        gates = None
+        if options.gate == "expert":
+            gates = await asyncio.to_thread(load_gates, self._checkpoint, config, dtype, device)
         engine = self.engine = ExpertEngine(
             checkpoint=self._checkpoint,
-            config=self._checkpoint.config,
-            dtype=torch_dtype(options.dtype),
-            device=prepare(options.device, options.threads),
+            config=config,
+            dtype=dtype,
+            device=device,
             instance=common.name,
+            siblings=node.links,
+            gates=gates,
         )
         self._listener = await listen_as(
-            common, self._identity, admit=self._admit, handler_factory=lambda identity: engine
+            common, self._identity, admit=self._admit, handler_factory=lambda identity: engine, pool=node.pool
         )
+        await node.open(self._listener.port, lambda: engine)
+        self._apply_view()
         self._on_listening(self._listener.port)
         try:
             # Entered once: the mode belongs to the thread, and everything on this loop is inference.
@@ -59,7 +72,17 @@ class Stepping:
                 await asyncio.get_running_loop().create_future()
         finally:
             await self._listener.close()
+            await node.close("shutting down")
             engine.close()
+
+    def on_view(self, view: ClusterView) -> None:
+        """Keep links to the expert instances of this node that ``view`` lists."""
+        self._view = view
+        self._apply_view()
+
+    def _apply_view(self) -> None:
+        if self._view is not None:
+            self._node.update(self._view.members)
 
     async def load(self, message: LoadPlacement) -> PlacementLoaded:
         """Load the slots of one epoch; epochs are applied in the order in which they came."""

@@ -52,8 +52,8 @@ def test_first_replicas_sit_in_the_lowest_slots() -> None:
     [
         (table([[[0], [1]]]), "layer 0 has no replica of expert 2"),
         (table([[[0, 1], [2, 2]]]), "layer 0 has expert 2 twice on y"),
-        (table([[[0, 1], [2, 3]]]), "layer 0 has an expert outside 0..2"),
-        (table([[[0, 1], [2, -2]]]), "layer 0 has an expert outside 0..2"),
+        (table([[[0, 1], [2, 3]]]), "layer 0 has expert 3, outside 0..2"),
+        (table([[[0, 1], [2, -2]]]), "layer 0 has expert -2, outside 0..2"),
         (table([[[0, 1], [2]]]), "same instances and slots"),
         (table([[[0, 1, 2]]]), "slots have the shape (1, 1, 3)"),
         (table([[[], []]]), "slots have the shape (1, 2, 0)"),

@@ -11,16 +11,17 @@ import torch
 
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS
-from janus.exchange.direct import DirectExchange
 from janus.exchange.local import LocalExchange
+from janus.exchange.remote import RemoteExchange
 from janus.messages import PROTOCOL_VERSION
 from janus.messages.control import Identity, PlacementTable, Role
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
+from janus.model.gate import Gates, load_gates
 from janus.model.random_model import random_config, write_random_model
 from janus.runtime.expert_engine import ExpertEngine
-from janus.transport import LinkHandler, connect, listen
+from janus.transport import Link, LinkHandler, connect, listen
 from tests.runtime.world import EXPERTS, SECRET, Gate, Pool
 
 
@@ -59,11 +60,16 @@ def local(checkpoint: Checkpoint, config: ModelConfig) -> LocalExchange:
 
 
 @pytest.fixture
+def gates(checkpoint: Checkpoint) -> Gates:
+    return load_gates(checkpoint, checkpoint.config, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture
 async def engine(checkpoint: Checkpoint) -> AsyncIterator[Callable[[str], ExpertEngine]]:
     """Make expert engines by name."""
     made: list[ExpertEngine] = []
 
-    def make(name: str) -> ExpertEngine:
+    def make(name: str, *, siblings: dict[str, Link] | None = None, gates: bool = False) -> ExpertEngine:
         made.append(
             ExpertEngine(
                 checkpoint=checkpoint,
@@ -71,6 +77,8 @@ async def engine(checkpoint: Checkpoint) -> AsyncIterator[Callable[[str], Expert
                 dtype=torch.float32,
                 device=torch.device("cpu"),
                 instance=name,
+                siblings=siblings,
+                gates=load_gates(checkpoint, checkpoint.config, torch.float32, torch.device("cpu")) if gates else None,
             )
         )
         return made[-1]
@@ -86,8 +94,12 @@ async def pool(engine: Callable[[str], ExpertEngine]) -> AsyncIterator[Callable[
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(table: PlacementTable, *, dispatch_timeout_s: float = 5.0) -> Pool:
-            exchange = DirectExchange(
-                links={}, scheduler=SCHEDULERS["static"], dtype=torch.float32, dispatch_timeout_s=dispatch_timeout_s
+            exchange = RemoteExchange(
+                own="attention-0",
+                links={},
+                scheduler=SCHEDULERS["static"],
+                dtype=torch.float32,
+                dispatch_timeout_s=dispatch_timeout_s,
             )
             pool = Pool(exchange=exchange, engines={}, gates={}, listeners={})
             for name in table.instances:

@@ -168,7 +168,7 @@ async def test_a_slot_that_is_being_loaded_is_never_used(
 async def test_an_emptied_slot_is_not_used(engine: MakeEngine, config: ModelConfig) -> None:
     expert = engine("expert-0")
     await expert.load(all_in(0, 1, 2, 3, 4, 5, 6, 7))
-    await expert.load(all_in(0, 1, 2, 3, 4, 5, 6, -1, epoch=2))
+    await expert.load(table([0, 1, 2, 3, 4, 5, 6, -1], [7, -1, -1, -1, -1, -1, -1, -1], epoch=2))
     x_TH, _, weights_TK = batch(1, config.hidden_size)
     gone = await ask(expert, dispatch(x_TH, torch.tensor([[0, 1, 7]], dtype=torch.int32), weights_TK, epoch=2))
     assert isinstance(gone, DispatchRejected)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from janus.errors import LinkError
-from janus.exchange.direct import DirectExchange
+from janus.exchange.remote import RemoteExchange
 from janus.messages import Message
 from janus.messages.control import PlacementTable
 from janus.runtime.expert_engine import ExpertEngine
@@ -80,7 +80,7 @@ class Gate:
 class Pool:
     """Expert instances over in-process links, and the exchange of one attention instance."""
 
-    exchange: DirectExchange
+    exchange: RemoteExchange
     engines: dict[str, ExpertEngine]
     gates: dict[str, Gate]
     listeners: dict[str, Listener]

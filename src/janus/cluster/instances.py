@@ -92,9 +92,11 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
                 "experts": "local" if options.monolithic else "remote",
                 "scheduler": options.scheduler,
                 "micro_batches": options.micro_batches,
+                "exchange": options.exchange,
+                "gate": options.gate,
             },
         ),
-        ("expert", experts, expert_threads, {**compute, "threads": expert_threads}),
+        ("expert", experts, expert_threads, {**compute, "threads": expert_threads, "gate": options.gate}),
     ]
     return [
         InstanceSpec(

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from janus.config.fields import check_ranges, option
-from janus.config.options import Device, DType, LogFormat, LogLevel, MicroBatches, SchedulerName, Transport
+from janus.config.options import (
+    Device,
+    DType,
+    ExchangeName,
+    GateSide,
+    LogFormat,
+    LogLevel,
+    MicroBatches,
+    SchedulerName,
+    Transport,
+)
 from janus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -50,6 +60,14 @@ class UpOptions:
         "aebs",
         help="Which replica serves an activated expert; see janus-attention-server --help.",
         panel=_COMPUTE,
+    )
+    exchange: ExchangeName = option(
+        "auto",
+        help="How activations reach the experts: whichever way takes the least time, or always this one.",
+        panel=_COMPUTE,
+    )
+    gate: GateSide = option(
+        "attention", help="Who chooses the experts: the attention instances, or every expert instance.", panel=_COMPUTE
     )
     micro_batches: MicroBatches = option(
         "auto",

@@ -18,6 +18,8 @@ Transport: TypeAlias = Literal["ucx", "tcp"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["console", "json"]
 MicroBatches: TypeAlias = Literal["auto", "1", "2", "3", "4"]
+ExchangeName: TypeAlias = Literal["auto", "direct", "aggregated", "two-phase"]
+GateSide: TypeAlias = Literal["attention", "expert"]
 SchedulerName: TypeAlias = Literal["aebs", "aebs-greedy", "token-balanced", "random", "static"]
 
 _NET, _LOG, _COMPUTE, _PROCESS = "Network", "Logs", "Model and compute", "Process"
@@ -197,6 +199,18 @@ class AttentionOptions(ServiceOptions):
         "with the experts. auto: more than one where measurement shows that it pays.",
         panel=_COMPUTE,
     )
+    exchange: ExchangeName = option(
+        "auto",
+        help="How activations reach the experts. direct: a message per expert instance; aggregated: the instances of a "
+        "node send as one; two-phase: that, and one message per expert node; auto: whatever takes the least time.",
+        panel=_NET,
+    )
+    gate: GateSide = option(
+        "attention",
+        help="Who chooses the experts. attention: this instance, and sends rows to where they are needed; "
+        "expert: every expert instance, from all activations.",
+        panel=_COMPUTE,
+    )
     max_running: int = option(64, help="Sequences that may be generated at the same time.", unit="sequences", minimum=1)
     token_budget: int = option(
         512, help="Tokens in one step; longer prompts are prefilled in chunks.", unit="tokens", minimum=1
@@ -250,6 +264,9 @@ class ExpertOptions(ServiceOptions):
     device: Device = option("auto", help="Where to compute; auto takes a GPU when there is one.", panel=_COMPUTE)
     threads: int = option(
         0, help="CPU threads of the experts.", unit="threads", default_text="0 = all cores", minimum=0, panel=_COMPUTE
+    )
+    gate: GateSide = option(
+        "attention", help="Who chooses the experts: the attention instances, or expert instances too.", panel=_COMPUTE
     )
     slots: int = option(
         0,

@@ -81,13 +81,21 @@ class PlacementEpochs:
         """Never issue a number up to this one: an instance has loaded it from an earlier controller."""
         self._last_number = max(self._last_number, number)
 
-    def reconcile(self, *, alive: Mapping[str, str], wanted: tuple[str, ...] | None, slots: int) -> list[Action]:
+    def reconcile(
+        self,
+        *,
+        alive: Mapping[str, str],
+        wanted: tuple[str, ...] | None,
+        slots: int,
+        nodes: Mapping[str, str] | None = None,
+    ) -> list[Action]:
         """Return what to do about the expert instances that exist now.
 
         Args:
             alive: {instance: incarnation} of the expert instances that are registered, the draining ones included.
             wanted: those that the placement should use, in order; ``None`` while an expected one is missing.
             slots: per instance and layer that all of ``wanted`` have; 0 for as few as will do.
+            nodes: {instance: node}; ``None`` counts all as one node.
 
         When all wanted instances are there, the model is placed on exactly these. When one died, what is left of the
         placement serves on if every expert has a replica elsewhere, whether or not a full one is to follow.
@@ -101,7 +109,7 @@ class PlacementEpochs:
         if self._in_force is None and self._last_good is not None:
             actions += self._restore(self._last_good, alive)
         if wanted is not None:
-            actions += self._place({name: alive[name] for name in wanted}, slots)
+            actions += self._place({name: alive[name] for name in wanted}, slots, nodes)
         return actions
 
     def loaded(self, instance: str, number: int) -> list[Action]:
@@ -135,11 +143,12 @@ class PlacementEpochs:
             num_experts=old.num_experts,
             instances=names,
             slots=tuple(tuple(layer[i] for i in kept) for layer in old.slots),
+            nodes=tuple(old.nodes[i] for i in kept) if old.nodes else (),
         )
         self._pending.clear()  # a full one that is being loaded gets a higher number, so that numbers only grow
         return self._issue(_Epoch(rest, {name: alive[name] for name in names}, full=False))
 
-    def _place(self, holders: dict[str, str], slots: int) -> list[Action]:
+    def _place(self, holders: dict[str, str], slots: int, nodes: Mapping[str, str] | None) -> list[Action]:
         """Issue a placement on ``holders``, unless the newest full one is just that."""
         issued = [*([self._in_force] if self._in_force else []), *self._pending]
         newest = max((epoch for epoch in issued if epoch.full), key=lambda epoch: epoch.table.epoch, default=None)
@@ -154,6 +163,7 @@ class PlacementEpochs:
                 slots_per_instance=slots or None,
                 epoch=self._next_number(),
                 activations=self.shape.activations,
+                nodes=() if nodes is None else tuple(nodes[name] for name in holders),
             )
         except ConfigError as error:
             is_news, self.problem = str(error) != self.problem, str(error)

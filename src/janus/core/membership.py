@@ -264,6 +264,7 @@ class Membership:
             alive={name: member.identity.incarnation for name, member in experts.items()},
             wanted=wanted if complete else None,
             slots=slots,
+            nodes={name: member.identity.node for name, member in experts.items()},
         )
         if self._epochs.problem and not self._epochs.was_in_force:
             # It was never enough: the user is told by every expert instance, not left waiting.

@@ -36,12 +36,16 @@ class Placement:
     num_experts: int
     instances: tuple[str, ...]
     slots: Slots
+    #: The node of each of ``instances``; empty counts all of them as one node.
+    nodes: tuple[str, ...] = ()
     #: int32[L, G*C]: the logical expert in each slot, ``EMPTY`` where there is none.
     phys_to_logical: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
     #: int32[L, E, Rmax]: physical ids of each expert's replicas, padded with ``EMPTY``.
     logical_to_phys: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
     #: int32[L, E]: replicas of each expert.
     replica_count: npt.NDArray[np.int32] = field(init=False, repr=False, compare=False)
+    #: Indices into ``instances``, ascending, for each node, in the order in which the nodes first occur.
+    groups: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         phys_to_logical = _checked(self)
@@ -53,6 +57,7 @@ class Placement:
         ):
             table.setflags(write=False)
             object.__setattr__(self, name, table)
+        object.__setattr__(self, "groups", _groups(self))
 
     @property
     def num_layers(self) -> int:
@@ -68,6 +73,15 @@ class Placement:
     def slots_per_instance(self) -> int:
         """Slots that each instance has in each layer."""
         return len(self.slots[0][0])
+
+    def group_of(self, instance: str) -> tuple[int, ...]:
+        """Return the indices of the instances that share a node with ``instance``, itself included.
+
+        Raises:
+            ValueError: the placement does not have it.
+        """
+        index = self.instances.index(instance)
+        return next(group for group in self.groups if index in group)
 
     def hosts(self, layer: int, expert: int) -> tuple[int, ...]:
         """Return the indices of the instances that hold ``expert`` of ``layer``, in ascending order."""
@@ -94,6 +108,7 @@ class Placement:
             num_experts=self.num_experts,
             instances=list(self.instances),
             slots=[[list(slots) for slots in layer] for layer in self.slots],
+            nodes=list(self.nodes),
         )
 
     @classmethod
@@ -108,6 +123,7 @@ class Placement:
             num_experts=table.num_experts,
             instances=tuple(table.instances),
             slots=tuple(tuple(tuple(slots) for slots in layer) for layer in table.slots),
+            nodes=tuple(table.nodes),
         )
 
 
@@ -125,13 +141,22 @@ def _checked(placement: Placement) -> npt.NDArray[np.int32]:
     if slots.ndim != 3 or slots.shape[1] != len(instances) or slots.shape[2] < 1:
         raise ValueError(f"placement: slots have the shape {slots.shape}, expected (layers, {len(instances)}, slots)")
     if slots.min() < EMPTY or slots.max() >= experts:
-        layer = int(np.argwhere((slots < EMPTY) | (slots >= experts))[0][0])
-        raise ValueError(f"placement: layer {layer} has an expert outside 0..{experts - 1}")
+        layer, instance, slot = np.argwhere((slots < EMPTY) | (slots >= experts))[0]
+        raise ValueError(
+            f"placement: layer {layer} has expert {slots[layer, instance, slot]}, outside 0..{experts - 1}"
+        )
     ordered = np.sort(slots, axis=2)
     for layer, instance, slot in np.argwhere((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] != EMPTY)):
         expert = ordered[layer, instance, slot]
         raise ValueError(f"placement: layer {layer} has expert {expert} twice on {instances[instance]}")
     return slots.reshape(len(slots), -1).astype(np.int32)
+
+
+def _groups(placement: Placement) -> tuple[tuple[int, ...], ...]:
+    nodes = placement.nodes or ("",) * len(placement.instances)
+    if len(nodes) != len(placement.instances):
+        raise ValueError(f"placement: {len(nodes)} nodes are named for {len(placement.instances)} instances")
+    return tuple(tuple(i for i, name in enumerate(nodes) if name == node) for node in dict.fromkeys(nodes))
 
 
 def _invert(
@@ -164,6 +189,7 @@ def static_placement(
     slots_per_instance: int | None = None,
     epoch: int = 1,
     activations: npt.NDArray[np.float64] | None = None,
+    nodes: tuple[str, ...] = (),
 ) -> Placement:
     """Return an even placement: experts dealt round-robin, spare slots filled with replicas of the busiest.
 
@@ -173,6 +199,7 @@ def static_placement(
     Args:
         slots_per_instance: per MoE layer; ``ceil(E / G)`` unless given.
         activations: float[L, E], how often each expert was activated; uniform unless given.
+        nodes: the node of each instance, if known.
 
     Raises:
         ConfigError: there are fewer slots than experts.
@@ -198,7 +225,7 @@ def static_placement(
             f"give counts of the shape {(num_layers, num_experts)}",
         )
     table = tuple(_place_layer(layer, total, slots, counts) for layer, counts in enumerate(activations))
-    return Placement(epoch=epoch, num_experts=num_experts, instances=instances, slots=table)
+    return Placement(epoch=epoch, num_experts=num_experts, instances=instances, slots=table, nodes=nodes)
 
 
 def replica_counts(

@@ -25,6 +25,10 @@ class ExpertExchange(Protocol[ReceiptT]):
     Any number of receipts may be outstanding, so that a second micro-batch, or a shared expert, can compute meanwhile.
     """
 
+    @property
+    def experts_gate(self) -> bool:
+        """Whether the experts' side gates: ``dispatch`` is then given activations alone."""
+
     def ready(self) -> bool:
         """Whether a dispatch posted now could reach every expert."""
 
@@ -39,15 +43,19 @@ class ExpertExchange(Protocol[ReceiptT]):
         """Return when the placement or a link has changed, or after ``timeout_s``, whichever is first."""
 
     def dispatch(
-        self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
+        self,
+        layer: int,
+        x_TH: torch.Tensor,
+        topk_ids_TK: torch.Tensor | None,
+        topk_weights_TK: torch.Tensor | None,
     ) -> ReceiptT:
         """Send each row of ``x_TH`` to its experts, and return at once.
 
         Args:
             layer: MoE layer, counted over MoE layers only.
-            x_TH: activations, serving dtype; may be overwritten by the caller after the call.
-            topk_ids_TK: int32, logical expert ids, distinct within a row.
-            topk_weights_TK: float32 gate weights.
+            x_TH: activations, serving dtype; not to be overwritten before ``combine`` has returned.
+            topk_ids_TK: int32, logical expert ids, distinct within a row; ``None`` with ``experts_gate``.
+            topk_weights_TK: float32 gate weights, likewise.
 
         Raises:
             InstanceLost: an instance that hosts a chosen expert is not linked.

@@ -1,6 +1,7 @@
 """The payload of dispatch and combine frames: sections that start on 64-byte boundaries, seen as tensors, not copied.
 
 dispatch   x [rows, H] wire dtype | slots [rows, K] int32 | weights [rows, K] float32
+           with EGATE: x [rows, H] wire dtype | rows of each attention instance's batch [P] int32
 combine    y [rows, H] wire dtype
 """
 
@@ -91,6 +92,44 @@ def dispatch_layout(rows: int, hidden: int, top_k: int, dtype: torch.dtype) -> D
     return DispatchLayout(rows, hidden, top_k, dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class UngatedLayout:
+    """Where the sections of a dispatch without routing are. P batches, one per attention instance that is in it.
+
+    Each batch is gated and scheduled on its own: what a batch shares a frame with differs from node to node.
+    """
+
+    rows: int
+    hidden: int
+    batches: int
+    dtype: torch.dtype
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row of the activations."""
+        return self.hidden * self.dtype.itemsize
+
+    @property
+    def x_nbytes(self) -> int:
+        """Bytes of the activations, and of the answer to them."""
+        return self.rows * self.row_nbytes
+
+    @property
+    def batches_at(self) -> int:
+        """Where the batches' row counts start."""
+        return _aligned(self.x_nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole payload."""
+        return self.batches_at + 4 * self.batches
+
+    def views(self, payload: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, npt.NDArray[np.int32]]:
+        """Return x [rows, H] and the batches' row counts [P] as views of ``payload`` (uint8, >= nbytes)."""
+        x = matrix(payload, self.rows, self.hidden, self.dtype)
+        return x, payload[self.batches_at : self.nbytes].view(np.int32)
+
+
 def matrix(payload: npt.NDArray[np.uint8], rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the first ``rows * cols`` elements of ``payload`` as a [rows, cols] tensor that shares its memory."""
     flat = torch.from_numpy(payload[: rows * cols * dtype.itemsize])
@@ -103,6 +142,32 @@ def check_dispatch(header: Header, *, hidden: int, dtype: torch.dtype, num_layer
     Raises:
         ValueError: the header does not describe a dispatch for this model; the message names the field.
     """
+    _check_header(header, hidden, dtype, num_layers)
+    layout = dispatch_layout(header.rows, hidden, header.top_k, dtype)
+    if header.payload_len != layout.nbytes:
+        raise ValueError(f"dispatch payload has {header.payload_len} bytes, its header describes {layout.nbytes}")
+    return layout
+
+
+def check_ungated(
+    header: Header, payload: npt.NDArray[np.uint8], *, hidden: int, dtype: torch.dtype, num_layers: int
+) -> UngatedLayout:
+    """Return the layout of a received dispatch frame without routing.
+
+    Raises:
+        ValueError: the frame is none for this model; the message names the field.
+    """
+    _check_header(header, hidden, dtype, num_layers)
+    layout = UngatedLayout(header.rows, hidden, header.top_k, dtype)
+    if header.payload_len != layout.nbytes:
+        raise ValueError(f"dispatch payload has {header.payload_len} bytes, its header describes {layout.nbytes}")
+    _, batches = layout.views(payload)
+    if batches.min() < 1 or int(batches.sum(dtype=np.int64)) != layout.rows:
+        raise ValueError(f"dispatch has {layout.rows} rows in batches of {batches.tolist()}")
+    return layout
+
+
+def _check_header(header: Header, hidden: int, dtype: torch.dtype, num_layers: int) -> None:
     if header.cols != hidden:
         raise ValueError(f"dispatch has {header.cols} columns, the model's hidden size is {hidden}")
     if header.dtype != dtype_code(dtype):
@@ -111,7 +176,3 @@ def check_dispatch(header: Header, *, hidden: int, dtype: torch.dtype, num_layer
         raise ValueError(f"dispatch is for MoE layer {header.layer}, the model has {num_layers}")
     if header.rows < 1 or header.top_k < 1:
         raise ValueError(f"dispatch has {header.rows} rows and {header.top_k} choices per row; both must be positive")
-    layout = dispatch_layout(header.rows, hidden, header.top_k, dtype)
-    if header.payload_len != layout.nbytes:
-        raise ValueError(f"dispatch payload has {header.payload_len} bytes, its header describes {layout.nbytes}")
-    return layout

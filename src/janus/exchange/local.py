@@ -24,6 +24,10 @@ class LocalExchange:
         self._bank = bank
         self._activated = [0] * num_layers
 
+    @property
+    def experts_gate(self) -> bool:
+        return False
+
     def ready(self) -> bool:
         return True
 
@@ -34,8 +38,13 @@ class LocalExchange:
         return None
 
     def dispatch(
-        self, layer: int, x_TH: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
+        self,
+        layer: int,
+        x_TH: torch.Tensor,
+        topk_ids_TK: torch.Tensor | None,
+        topk_weights_TK: torch.Tensor | None,
     ) -> LocalReceipt:
+        assert topk_ids_TK is not None and topk_weights_TK is not None  # the gate is always here
         self._activated[layer] = self._bank.activated(topk_ids_TK)
         return LocalReceipt(layer, self._bank.forward(layer, x_TH, topk_ids_TK, topk_weights_TK))
 

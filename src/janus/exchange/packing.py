@@ -1,4 +1,4 @@
-"""The bytes of dispatches and combines: which rows go to an instance, how they are laid out, how answers are added up.
+"""The bytes of dispatches and combines: which rows go to a destination, how they lie there, how answers are added up.
 
 On a CPU with the kernels that is one call each; elsewhere torch and numpy do the same, to the bit. In a decode step the
 Python around a dozen small array operations costs more than the bytes: every expert layer that is read from memory
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,38 +19,89 @@ import torch
 from janus.core.scheduling import Assignment
 from janus.exchange.layout import DispatchLayout, matrix
 from janus.model.kernels.library import DTYPES, Library, load_library
-from janus.transport.contract import InFrame, OutFrame
+from janus.transport.contract import OutFrame
 
-#: The rows of a batch that went to an instance, ascending; ``None`` = all of them.
+#: The rows of a batch that went to a destination, ascending; ``None`` = all of them.
 Rows = npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbering:
+    """How a destination numbers its slots: its instances one after the other, C slots each."""
+
+    #: int32[physical ids]: the slot of each replica in the destination's numbering, -1 for one that is elsewhere.
+    local: npt.NDArray[np.int32]
+    address: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", self.local.ctypes.data)
+
+    @classmethod
+    def of(cls, instances: Sequence[int], *, slots: int, total: int) -> Numbering:
+        """Number the slots of ``instances`` (indices in the placement, ``total`` of them, with ``slots`` each)."""
+        local = np.full((total, slots), -1, dtype=np.int32)
+        for position, instance in enumerate(instances):
+            local[instance] = np.arange(position * slots, (position + 1) * slots, dtype=np.int32)
+        return cls(local.reshape(-1))
+
+
+@dataclass(slots=True, eq=False)
+class Routed:
+    """A batch of T rows with what the gate and the scheduler chose for it."""
+
+    #: [T, H] in the wire dtype.
+    x_TH: torch.Tensor
+    assignment: Assignment
+    #: float32[T, K].
+    weights_TK: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """Partial sums: ``count`` rows of activations at the start of ``payload``, which lies at ``address``."""
+
+    payload: npt.NDArray[np.uint8]
+    address: int
+    count: int
+    rows: Rows
 
 
 class Packing(Protocol):
     """How payloads are written and read."""
 
+    def count(self, assignment: Assignment, to: Numbering) -> int:
+        """Return how many rows have a replica at the destination."""
+
     def pack(
         self,
         frame: OutFrame,
         layout: DispatchLayout,
-        x_TH: torch.Tensor,
-        assignment: Assignment,
-        weights_TK: torch.Tensor,
+        batch: Routed,
         *,
-        first: int,
-        slots: int,
+        to: Numbering,
+        count: int,
+        at: int = 0,
     ) -> Rows:
-        """Fill ``frame`` with the ``layout.rows`` rows for the instance with physical ids [first, first + slots)."""
+        """Write the ``count`` rows that go to the destination into rows ``at`` .. ``at + count`` of the payload."""
 
     def prime(self) -> None:
         """An answer is here: wake whoever will compute with it."""
 
     def combine(
-        self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, residual_TH: torch.Tensor | None
+        self,
+        answers: Sequence[Answer],
+        group_ends: Sequence[int],
+        shape: torch.Size,
+        residual_TH: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return [T, H] in the wire dtype: the answers added up in their order, in f32, then ``residual_TH`` added.
 
-        The result shares no memory with the answers.
+        The answers of one group (``group_ends``: one past the last of each) are added up first and rounded to the
+        wire dtype, as a node's relay would have done. The result shares no memory with the answers.
         """
+
+    def reduce(self, answers: Sequence[Answer], frame: OutFrame, rows: int, hidden: int) -> None:
+        """Write [rows, hidden] in the wire dtype into ``frame``: the answers, of all rows each, added up in f32."""
 
 
 def packing_for(dtype: torch.dtype, device: torch.device) -> Packing:
@@ -66,33 +118,37 @@ class KernelPacking:
         self._dtype = dtype
         self._code = DTYPES[dtype]
 
+    def count(self, assignment: Assignment, to: Numbering) -> int:
+        tokens, k = assignment.phys_ids.shape
+        return int(self._library.count_rows(tokens, k, to.address, _address(assignment)))
+
     def pack(
         self,
         frame: OutFrame,
         layout: DispatchLayout,
-        x_TH: torch.Tensor,
-        assignment: Assignment,
-        weights_TK: torch.Tensor,
+        batch: Routed,
         *,
-        first: int,
-        slots: int,
+        to: Numbering,
+        count: int,
+        at: int = 0,
     ) -> Rows:
-        x_TH, weights_TK = x_TH.contiguous(), weights_TK.contiguous()
-        phys_TK = assignment.phys_ids
-        tokens, k = phys_TK.shape
-        rows = None if layout.rows == tokens else np.empty(layout.rows, dtype=np.int64)
+        x_TH, weights_TK, assignment = batch.x_TH.contiguous(), batch.weights_TK.contiguous(), batch.assignment
+        tokens, k = assignment.phys_ids.shape
+        rows = None if count == tokens else np.empty(count, dtype=np.int64)
+        start = frame.address
         self._library.pack_dispatch(
             tokens,
             k,
             layout.row_nbytes,
-            first,
-            slots,
-            layout.rows,
+            count,
+            to.address,
             x_TH.data_ptr(),
-            assignment.phys_address or phys_TK.ctypes.data,
+            _address(assignment),
             weights_TK.data_ptr(),
             None if rows is None else rows.ctypes.data,
-            frame.address,
+            start + at * layout.row_nbytes,
+            start + layout.slots_at + at * k * 4,
+            start + layout.weights_at + at * k * 4,
         )
         return rows
 
@@ -100,22 +156,41 @@ class KernelPacking:
         self._library.prime()
 
     def combine(
-        self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, residual_TH: torch.Tensor | None
+        self,
+        answers: Sequence[Answer],
+        group_ends: Sequence[int],
+        shape: torch.Size,
+        residual_TH: torch.Tensor | None,
     ) -> torch.Tensor:
         total_TH = torch.empty(shape, dtype=self._dtype)
-        parts = len(answers)
+        residual = None if residual_TH is None else residual_TH.data_ptr()
+        self._combine(answers, group_ends, shape, residual, total_TH.data_ptr())
+        return total_TH
+
+    def reduce(self, answers: Sequence[Answer], frame: OutFrame, rows: int, hidden: int) -> None:
+        self._combine(answers, (len(answers),), (rows, hidden), None, frame.address)
+
+    def _combine(
+        self,
+        answers: Sequence[Answer],
+        group_ends: Sequence[int],
+        shape: Sequence[int],
+        residual: int | None,
+        out: int,
+    ) -> None:
+        parts, groups = len(answers), len(group_ends)
         self._library.combine(
             self._code,
             shape[0],
             shape[1],
-            parts,
-            (ctypes.c_void_p * parts)(*(frame.address for frame, _ in answers)),
-            (ctypes.c_void_p * parts)(*(None if rows is None else rows.ctypes.data for _, rows in answers)),
-            (ctypes.c_int64 * parts)(*(frame.header.rows for frame, _ in answers)),
-            None if residual_TH is None else residual_TH.data_ptr(),
-            total_TH.data_ptr(),
+            groups,
+            (ctypes.c_int64 * groups)(*group_ends),
+            (ctypes.c_void_p * parts)(*(answer.address for answer in answers)),
+            (ctypes.c_void_p * parts)(*(None if a.rows is None else a.rows.ctypes.data for a in answers)),
+            (ctypes.c_int64 * parts)(*(answer.count for answer in answers)),
+            residual,
+            out,
         )
-        return total_TH
 
 
 class TorchPacking:
@@ -125,44 +200,71 @@ class TorchPacking:
         self._dtype = dtype
         self._device = device
 
+    def count(self, assignment: Assignment, to: Numbering) -> int:
+        return int((_slots(assignment, to) >= 0).any(axis=1).sum())
+
     def pack(
         self,
         frame: OutFrame,
         layout: DispatchLayout,
-        x_TH: torch.Tensor,
-        assignment: Assignment,
-        weights_TK: torch.Tensor,
+        batch: Routed,
         *,
-        first: int,
-        slots: int,
+        to: Numbering,
+        count: int,
+        at: int = 0,
     ) -> Rows:
-        phys_TK = assignment.phys_ids
-        here_TK = (phys_TK >= first) & (phys_TK < first + slots)
-        slots_TK = np.where(here_TK, phys_TK - np.int32(first), np.int32(-1))
-        to_x, to_slots, to_weights = layout.views(frame.payload)
-        if layout.rows == len(phys_TK):
+        x_TH, weights_TK = batch.x_TH, batch.weights_TK.cpu().numpy()
+        slots_TK = _slots(batch.assignment, to)
+        x, slots, weights = layout.views(frame.payload)
+        to_x, to_slots, to_weights = x[at : at + count], slots[at : at + count], weights[at : at + count]
+        if count == len(slots_TK):
             to_x.copy_(x_TH)
             np.copyto(to_slots, slots_TK)
-            np.copyto(to_weights, weights_TK.cpu().numpy())
+            np.copyto(to_weights, weights_TK)
             return None
-        rows = np.flatnonzero(here_TK.any(axis=1))
+        rows = np.flatnonzero((slots_TK >= 0).any(axis=1))
         to_x.copy_(x_TH[torch.from_numpy(rows).to(x_TH.device)])
-        np.take(slots_TK, rows, axis=0, out=to_slots)
-        np.take(weights_TK.cpu().numpy(), rows, axis=0, out=to_weights)
+        np.copyto(to_slots, slots_TK[rows])
+        np.copyto(to_weights, weights_TK[rows])
         return rows
 
     def prime(self) -> None:
         return None
 
     def combine(
-        self, answers: Sequence[tuple[InFrame, Rows]], shape: torch.Size, residual_TH: torch.Tensor | None
+        self,
+        answers: Sequence[Answer],
+        group_ends: Sequence[int],
+        shape: torch.Size,
+        residual_TH: torch.Tensor | None,
     ) -> torch.Tensor:
-        total_TH = torch.zeros(shape, dtype=torch.float32, device=self._device)
-        for frame, rows in answers:
-            y = matrix(frame.payload, frame.header.rows, frame.header.cols, self._dtype).to(self._device)
-            if rows is None:
-                total_TH.add_(y)
-            else:
-                total_TH.index_add_(0, torch.from_numpy(rows).to(self._device), y.float())
-        y_TH = total_TH.to(self._dtype)
+        y_TH = self._sum(answers, group_ends, shape)
         return y_TH if residual_TH is None else residual_TH + y_TH
+
+    def reduce(self, answers: Sequence[Answer], frame: OutFrame, rows: int, hidden: int) -> None:
+        y_NH = self._sum(answers, (len(answers),), torch.Size((rows, hidden)))
+        matrix(frame.payload, rows, hidden, self._dtype).copy_(y_NH)
+
+    def _sum(self, answers: Sequence[Answer], group_ends: Sequence[int], shape: torch.Size) -> torch.Tensor:
+        total_TH = torch.zeros(shape, dtype=torch.float32, device=self._device)
+        start = 0
+        for end in group_ends:
+            group_TH = torch.zeros_like(total_TH)
+            for answer in answers[start:end]:
+                y = matrix(answer.payload, answer.count, shape[1], self._dtype).to(self._device)
+                if answer.rows is None:
+                    group_TH.add_(y)
+                else:
+                    group_TH.index_add_(0, torch.from_numpy(answer.rows).to(self._device), y.float())
+            total_TH.add_(group_TH.to(self._dtype))
+            start = end
+        return total_TH.to(self._dtype)
+
+
+def _address(assignment: Assignment) -> int:
+    return assignment.phys_address or assignment.phys_ids.ctypes.data
+
+
+def _slots(assignment: Assignment, to: Numbering) -> npt.NDArray[np.int32]:
+    phys_TK = assignment.phys_ids
+    return np.where(phys_TK >= 0, to.local[np.maximum(phys_TK, 0)], np.int32(-1))

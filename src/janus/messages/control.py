@@ -150,6 +150,8 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     instances: list[str]
     #: ``slots[layer][instance][slot]`` = logical expert id, -1 for an empty slot; one row per MoE layer, in order.
     slots: list[list[list[int]]]
+    #: The node of each of ``instances``; empty when they are not known, and then all count as one node.
+    nodes: list[str] = []
 
 
 class ClusterView(_Message, frozen=True, tag="cluster_view"):
@@ -268,10 +270,12 @@ class Tokens(_Message, frozen=True, tag="tokens"):
 
 
 class DispatchRejected(_Message, frozen=True, tag="dispatch_rejected"):
-    """Expert instance -> attention instance, instead of a combine frame with the same request id."""
+    """Instead of a combine frame with the same request id: from whoever a dispatch was sent to, to whoever sent it."""
 
-    code: Literal["replica_missing", "bad_frame", "draining", "internal"]
+    code: Literal["replica_missing", "instance_lost", "bad_frame", "draining", "internal"]
     problem: str
+    #: With "instance_lost": the instances that did not answer, by name.
+    instances: list[str] = []
 
 
 # -- tools ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from janus.model import cpu_math
+from janus.model import gate
 from janus.model.batch import StepBatch
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
@@ -43,7 +43,7 @@ class AttentionModel:
         self.device = reader.device
         self._embedding = reader.embedding()
         self._rope = RopeTable(config.rope, config.head_dim, config.max_position_embeddings, reader.device)
-        library = load_library() if kernels and cpu_math.supports(config, self.dtype, self.device) else None
+        library = load_library() if kernels and gate.supported(config, self.dtype, self.device) else None
         self._math: CpuMath | TorchMath
         if library is None:
             self._math = TorchMath(reader, self._embedding)

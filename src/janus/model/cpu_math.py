@@ -10,17 +10,11 @@ import numpy.typing as npt
 import torch
 
 from janus.model.batch import StepBatch
-from janus.model.config import ModelConfig
+from janus.model.gate import CpuGates
 from janus.model.kernels.library import DTYPES, AttentionLayer, AttentionShape, AttentionStep, Library
 from janus.model.kv_cache import PagedKVCache
 from janus.model.memory import Arena
 from janus.model.weights import AttentionWeights, DenseMlpWeights, WeightReader
-
-
-def supports(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels can run this model: bf16 is multiplied in pairs along rows, so row lengths must be even."""
-    even = config.hidden_size % 2 == 0 and config.num_heads * config.head_dim % 2 == 0
-    return device.type == "cpu" and dtype in DTYPES and (even or dtype == torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class CpuMath:
         lm_head = reader.lm_head()
         self._lm_head = self._packed(embedding if lm_head is None else lm_head)
         self._layers = [self._attention(reader.attention(layer)) for layer in range(config.num_layers)]
-        self._routers = {layer: self._packed(reader.router(layer)) for layer in config.moe_layers}
+        self._gates = CpuGates(library, reader, self._arena)
         self._dense = {layer: self._dense_mlp(reader.dense_mlp(layer)) for layer in config.dense_layers}
         self._shape = AttentionShape(
             dtype=self._dtype,
@@ -91,22 +85,7 @@ class CpuMath:
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate weights and expert ids."""
-        config, x = self._config, self._input(x)
-        weights = torch.empty((len(x), config.top_k), dtype=torch.float32)
-        ids = torch.empty((len(x), config.top_k), dtype=torch.int32)
-        self._library.route(
-            self._dtype,
-            len(x),
-            config.hidden_size,
-            config.num_experts,
-            config.top_k,
-            config.norm_topk_prob,
-            x.data_ptr(),
-            self._routers[layer],
-            weights.data_ptr(),
-            ids.data_ptr(),
-        )
-        return weights, ids
+        return self._gates.route(layer, x)
 
     def dense_mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Gated MLP."""

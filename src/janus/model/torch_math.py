@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from janus.model.batch import StepBatch
+from janus.model.gate import TorchGates
 from janus.model.kv_cache import PagedKVCache
 from janus.model.torch_attention import StepPlan, apply_rope, paged_attention, write_kv
 from janus.model.weights import WeightReader
@@ -21,7 +22,7 @@ class TorchMath:
         lm_head = reader.lm_head()
         self._lm_head = embedding if lm_head is None else lm_head
         self._layers = [reader.attention(layer) for layer in range(config.num_layers)]
-        self._routers = {layer: reader.router(layer) for layer in config.moe_layers}
+        self._gates = TorchGates(reader)
         self._dense = {layer: reader.dense_mlp(layer) for layer in config.dense_layers}
 
     def prepare(self, batch: StepBatch, cos_sin_TD: torch.Tensor) -> None:
@@ -48,12 +49,7 @@ class TorchMath:
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate weights and expert ids."""
-        # f32 logits: rounding them to bf16 makes ties, and a tie is broken differently from batch to batch.
-        logits = F.linear(x.float(), self._routers[layer].float())
-        weights, ids = torch.topk(torch.softmax(logits, dim=-1), self._config.top_k, dim=-1)
-        if self._config.norm_topk_prob:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return weights, ids.to(torch.int32)
+        return self._gates.route(layer, x)
 
     def dense_mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Gated MLP."""

@@ -240,7 +240,7 @@ class AttentionEngine:
                 h_TH = h_TH + model.dense_mlp(layer, x_TH)
                 watch.lap("dense_ns")
                 continue
-            weights_TK, ids_TK = model.route(layer, x_TH)
+            weights_TK, ids_TK = (None, None) if exchange.experts_gate else model.route(layer, x_TH)
             watch.lap("gate_ns")
             receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
             turns.pause(watch.lap("dispatch_ns"))

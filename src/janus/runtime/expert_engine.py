@@ -10,15 +10,20 @@ import structlog
 import torch
 
 from janus.core.expert_queue import LayerQueues
-from janus.errors import LinkBusy, LinkError, ReplicaMissing
-from janus.exchange.layout import DispatchLayout, check_dispatch, dtype_code, matrix
+from janus.errors import DispatchError, InstanceLost, LinkBusy, LinkError, ReplicaMissing
+from janus.exchange.layout import check_dispatch, check_ungated, dtype_code, matrix
+from janus.exchange.packing import packing_for
 from janus.messages import Message
 from janus.messages.control import DispatchRejected, PlacementLoaded, PlacementTable
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
+from janus.model.gate import Gates
+from janus.runtime.expert_gate import ExpertGate
+from janus.runtime.relay import Relay, RelayJob
 from janus.runtime.replica_slots import ReplicaSlots
-from janus.transport.frame import Kind
+from janus.runtime.shares import Share, node_share, own_share
+from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
 
 log = structlog.get_logger()
@@ -47,26 +52,34 @@ class ExpertTimes:
 class _Waiting:
     link: Link
     frame: InFrame
-    layout: DispatchLayout
-    #: Distinct slots that it names.
-    activated: int
+    share: Share
     arrived_ns: int
-
-    def views(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [rows, H], slots [rows, K] and weights [rows, K], in the frame's memory."""
-        x, slots, weights = self.layout.views(self.frame.payload)
-        return x, torch.from_numpy(slots), torch.from_numpy(weights)
+    #: Where the partial sums go when other instances of the node compute the rest.
+    job: RelayJob | None = None
 
 
 class ExpertEngine:
     """Serves dispatches for the replicas of one instance. Also the handler of its links.
 
-    A dispatch for a slot that does not hold what the dispatch's epoch says is rejected with ``replica_missing``.
+    A dispatch for a slot that does not hold what the dispatch's epoch says is rejected with ``replica_missing``. One
+    that is for the whole node is shared with the other instances there: this one is then its relay.
     """
 
     def __init__(
-        self, *, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device, instance: str
+        self,
+        *,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        instance: str,
+        siblings: dict[str, Link] | None = None,
+        gates: Gates | None = None,
     ) -> None:
+        """``siblings``: links to the other expert instances of this node that are up, by name; whoever dials keeps
+        them here. ``gates``: for dispatches that the experts gate; ``None``: those are rejected.
+        """
+        self._instance = instance
         self._config = config
         self._dtype = dtype
         self._code = dtype_code(dtype)
@@ -77,6 +90,15 @@ class ExpertEngine:
         self._queues: LayerQueues[_Waiting] = LayerQueues(
             max_dispatches=_MAX_WAITING, max_rows_together=_MAX_ROWS_TOGETHER
         )
+        packing = packing_for(dtype, device)
+        self.relay = Relay(
+            own=instance,
+            siblings={} if siblings is None else siblings,
+            packing=packing,
+            dtype_code=self._code,
+            itemsize=dtype.itemsize,
+        )
+        self._gate = None if gates is None else ExpertGate(gates, config, dtype, self._replicas, instance)
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,7 +111,13 @@ class ExpertEngine:
 
     def report(self) -> dict[str, int]:
         """Counters for metrics; may be read from another thread."""
-        return {**asdict(self.times), "waiting": len(self._queues), "loaded_epoch": self.loaded_epoch}
+        return {
+            **asdict(self.times),
+            "waiting": len(self._queues),
+            "loaded_epoch": self.loaded_epoch,
+            "relayed": self.relay.relayed,
+            "forwarded": self.relay.forwarded,
+        }
 
     async def load(self, table: PlacementTable) -> PlacementLoaded:
         """Load this instance's slots of ``table``; see ``ReplicaSlots.load``."""
@@ -98,45 +126,96 @@ class ExpertEngine:
     # -- LinkHandler ---------------------------------------------------------------------------------------------
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
-        """Queue a dispatch, or reject it by name."""
+        """Queue a dispatch, or reject it by name; take a sibling's share of one that this instance relays."""
         header = frame.header
+        if header.kind is Kind.COMBINE:
+            self.relay.answered(frame)
+            return
         if header.kind is not Kind.DISPATCH:
             self._reject(link, frame, "bad_frame", f"frame kind {header.kind.name} is not for an expert instance")
             return
         try:
-            layout = check_dispatch(
-                header, hidden=self._config.hidden_size, dtype=self._dtype, num_layers=self._config.num_moe_layers
-            )
+            waiting = self._take(link, frame)
         except ValueError as error:
             self._reject(link, frame, "bad_frame", str(error))
             return
-        try:
-            activated = self._replicas.activated(frame, layout)
-        except ReplicaMissing as error:
-            self._reject(link, frame, "replica_missing", str(error))
+        except DispatchError as error:
+            code = "replica_missing" if isinstance(error, ReplicaMissing) else "instance_lost"
+            self._reject(link, frame, code, str(error), error.instances)
+            return
+        if waiting is None:
+            frame.release()  # what others compute of it holds the memory
             return
         self._replicas.prime()
-        waiting = _Waiting(link, frame, layout, activated, time.perf_counter_ns())
-        if not self._queues.put(header.layer, waiting, layout.rows):
-            self._reject(link, frame, "internal", f"{_MAX_WAITING} dispatches wait already")
+        if not self._queues.put(header.layer, waiting, header.rows):
+            self._reject(link, frame, "internal", f"{_MAX_WAITING} dispatches wait already", job=waiting.job)
             return
         self._idle.clear()
         self._schedule()
 
+    def _take(self, link: Link, frame: InFrame) -> _Waiting | None:
+        """Return this instance's share of a dispatch, having forwarded the others'; ``None`` when it has none.
+
+        Raises:
+            ValueError: the frame is no dispatch for this model.
+            ReplicaMissing: a slot does not hold what the dispatch's epoch says.
+            InstanceLost: another instance of this node has a share and is not linked.
+        """
+        header = frame.header
+        hidden, layers = self._config.hidden_size, self._config.num_moe_layers
+        names: tuple[str, ...] = (self._instance,)
+        if header.flags & Flags.EGATE:
+            if self._gate is None:
+                raise ValueError("this expert instance has no gates; start it with --gate expert")
+            batches = check_ungated(header, frame.payload, hidden=hidden, dtype=self._dtype, num_layers=layers)
+            share, names = self._gate.share(frame, batches)
+        else:
+            layout = check_dispatch(header, hidden=hidden, dtype=self._dtype, num_layers=layers)
+            if header.flags & (Flags.NODE | Flags.FORWARDED):
+                share, names = node_share(frame, layout, self._replicas, self._instance)
+            else:
+                share = own_share(frame, layout, self._replicas)
+        job = None
+        if header.flags & Flags.NODE and names != (self._instance,):
+            job = self.relay.begin(link, frame, names)
+            if self._instance not in names:
+                return None
+        return _Waiting(link, frame, share, time.perf_counter_ns(), job)
+
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
-        """Nothing but dispatches is said on these links."""
-        log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
+        """Take a sibling's rejection in; nothing else is said on these links."""
+        if isinstance(message, DispatchRejected):
+            self.relay.rejected(request_id, message)
+        else:
+            log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
 
     def on_closed(self, link: Link, error: LinkError) -> None:
-        """Answers to a peer that is gone are dropped when their turn comes."""
+        """Answers to a peer that is gone are dropped when their turn comes; a sibling's share is given up now."""
         log.info("peer_gone", peer=link.peer.instance, problem=str(error))
+        name = link.peer.instance
+        if link.peer.role == "expert" and self.relay.siblings.get(name, link) is link:
+            self.relay.siblings.pop(name, None)
+            self.relay.lost(name, error.problem)
 
-    def _reject(self, link: Link, frame: InFrame, code: str, problem: str) -> None:
+    def _reject(
+        self,
+        link: Link,
+        frame: InFrame,
+        code: str,
+        problem: str,
+        instances: tuple[str, ...] = (),
+        *,
+        job: RelayJob | None = None,
+    ) -> None:
         self.times.rejected += 1
         log.warning("dispatch_rejected", peer=link.peer.instance, code=code, problem=problem)
         request_id = frame.header.request_id
         frame.release()
-        self._send(link, request_id, DispatchRejected(code=code, problem=problem))  # type: ignore[arg-type]
+        if job is not None:
+            self.relay.fail(job, InstanceLost(f"{self._instance}: {problem}", instances=(self._instance,)))
+            return
+        message = DispatchRejected(code=code, problem=problem, instances=list(instances))  # type: ignore[arg-type]
+        self._send(link, request_id, message)
 
     def _send(self, link: Link, request_id: int, message: Message) -> None:
         try:
@@ -158,7 +237,12 @@ class ExpertEngine:
         if turn is None:
             return
         layer, group = turn
-        live = [waiting for waiting in group if not waiting.link.closed]
+        live = []
+        for waiting in group:
+            if waiting.link.closed or (waiting.job is not None and waiting.job.over):
+                waiting.frame.release()
+            else:
+                live.append(waiting)
         if live:
             try:
                 self._compute(layer, live)
@@ -167,7 +251,7 @@ class ExpertEngine:
                 log.exception("compute_failed", layer=layer, dispatches=len(live))
                 for waiting in live:
                     problem = f"the experts of MoE layer {layer} failed: {type(error).__name__}: {error}"
-                    self._reject(waiting.link, waiting.frame, "internal", problem)
+                    self._reject(waiting.link, waiting.frame, "internal", problem, job=waiting.job)
         if len(self._queues):
             self._schedule()
         else:
@@ -181,58 +265,59 @@ class ExpertEngine:
         times.groups += 1
         for waiting in group:
             times.dispatches += 1
-            times.rows += waiting.layout.rows
+            times.rows += waiting.share.rows
             times.queued_ns += started - waiting.arrived_ns
         if len(group) == 1:
             self._compute_one(bank, layer, group[0], started)
             return
-        x_NH, slots_NK, weights_NK = (
-            torch.cat(parts).to(self._device) for parts in zip(*(waiting.views() for waiting in group), strict=True)
-        )
+        x_NH, slots_NK, weights_NK = Share.joined([waiting.share for waiting in group], self._device)
         y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
         times.activated += bank.activated(slots_NK)
         computed = time.perf_counter_ns()
         times.compute_ns += computed - started
         start = 0
         for waiting in group:
-            stop = start + waiting.layout.rows
+            stop = start + waiting.share.rows
             self._reply(layer, waiting, self._answer(waiting, y_NH[start:stop]), computed - started)
             start = stop
         times.reply_ns += time.perf_counter_ns() - computed
 
     def _compute_one(self, bank: ExpertBank, layer: int, waiting: _Waiting, started: int) -> None:
-        layout = waiting.layout
+        share = waiting.share
         if bank.takes_addresses:
             # The common case at decode: from the frame that came straight into the frame that goes back.
-            frame = waiting.link.allocate(layout.x_nbytes)
-            x = waiting.frame.address
+            frame = waiting.link.allocate(share.answer_nbytes)
             bank.forward_at(
                 layer,
-                layout.rows,
-                layout.top_k,
-                x=x,
-                slots=x + layout.slots_at,
-                weights=x + layout.weights_at,
+                share.rows,
+                share.top_k,
+                x=share.x_address,
+                slots=share.slots_address,
+                weights=share.weights_address,
                 out=frame.address,
             )
         else:
-            x_NH, slots_NK, weights_NK = (view.to(self._device) for view in waiting.views())
+            x_NH, slots_NK, weights_NK = (view.to(self._device) for view in share.views())
             y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
             frame = self._answer(waiting, y_NH)
         computed = time.perf_counter_ns()
         self._reply(layer, waiting, frame, computed - started)
         self.times.compute_ns += computed - started
         self.times.reply_ns += time.perf_counter_ns() - computed
-        self.times.activated += waiting.activated
+        self.times.activated += share.activated
 
     @staticmethod
     def _answer(waiting: _Waiting, y_NH: torch.Tensor) -> OutFrame:
-        frame = waiting.link.allocate(waiting.layout.x_nbytes)
+        frame = waiting.link.allocate(waiting.share.answer_nbytes)
         matrix(frame.payload, y_NH.shape[0], y_NH.shape[1], y_NH.dtype).copy_(y_NH)
         return frame
 
     def _reply(self, layer: int, waiting: _Waiting, frame: OutFrame, elapsed_ns: int) -> None:
         link, header = waiting.link, waiting.frame.header
+        if waiting.job is not None:
+            waiting.frame.release()
+            self.relay.own_share(waiting.job, frame, elapsed_ns // 1000)
+            return
         try:
             link.post(
                 frame,
@@ -258,6 +343,7 @@ class ExpertEngine:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
+                await self.relay.idle.wait()
         except TimeoutError:
             return False
         return True

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from janus.config.options import CommonOptions
 from janus.errors import ConfigError
 from janus.messages.control import Identity, Refused
+from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import Listener, listen
 from janus.transport.link import LinkHandler
 
@@ -17,8 +18,9 @@ async def listen_as(
     *,
     admit: Callable[[Identity], Refused | None],
     handler_factory: Callable[[Identity], LinkHandler],
+    pool: BufferPool | None = None,
 ) -> Listener:
-    """Accept links at ``common.host``:``common.port`` on the running loop.
+    """Accept links at ``common.host``:``common.port`` on the running loop. ``pool``: where frames are received.
 
     Raises:
         ConfigError: the port is taken.
@@ -32,6 +34,7 @@ async def listen_as(
             secret=common.secret.encode(),
             admit=admit,
             handler_factory=handler_factory,
+            pool=pool,
         )
     except OSError as error:
         raise ConfigError(

@@ -11,6 +11,7 @@ import structlog
 from janus.errors import LinkError
 from janus.messages.control import Identity, Member, Role
 from janus.runtime.backoff import Backoff, Reminder
+from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import connect
 from janus.transport.link import Link, LinkHandler
 from janus.transport.wire import TransportKind
@@ -30,8 +31,9 @@ class _Peer:
 class PeerSet:
     """Dials every member of ``role``; a link that breaks is dialled again for as long as the member is in the view.
 
-    Belongs to the loop that it is used on. ``links`` holds the links that are up, by instance name; it is the same
-    dict (the caller's, if given) for the life of the set, so that others may keep it.
+    Belongs to the loop that it is used on. ``pool`` is where frames are received. ``links`` holds the links that are
+    up, by instance name; it is the same dict (the caller's, if given) for the life of the set, so that others may keep
+    it.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class PeerSet:
         links: dict[str, Link] | None = None,
         on_up: Callable[[Link], None] | None = None,
         on_change: Callable[[], None] | None = None,
+        pool: BufferPool | None = None,
     ) -> None:
         self._role = role
         self._identity = identity
@@ -53,6 +56,7 @@ class PeerSet:
         self._handler = handler
         self._on_up = on_up
         self._on_change = on_change
+        self._pool = pool
         self._peers: dict[str, _Peer] = {}
         self.links: dict[str, Link] = {} if links is None else links
 
@@ -115,6 +119,7 @@ class PeerSet:
                     identity=self._identity,
                     secret=self._secret,
                     handler=self._handler,
+                    pool=self._pool,
                 )
             except LinkError as error:
                 self._trouble(member, str(error))

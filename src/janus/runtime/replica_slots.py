@@ -11,19 +11,20 @@ import numpy.typing as npt
 import structlog
 import torch
 
+from janus.core.placement import Placement
 from janus.errors import CheckpointError, ReplicaMissing
-from janus.exchange.layout import DispatchLayout
 from janus.messages.control import PlacementLoaded, PlacementTable
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
 from janus.model.kernels import load_library
-from janus.transport.link import InFrame
 
 log = structlog.get_logger()
 
 #: The epoch of a slot that no dispatch may use yet.
 _NOT_LOADED = np.iinfo(np.int64).max
+#: Placements of earlier epochs that a dispatch may still name.
+_PLACEMENTS_KEPT = 4
 
 
 class ReplicaSlots:
@@ -43,8 +44,6 @@ class ReplicaSlots:
         self._instance = instance
         #: int64[L, C]: the epoch from which a slot may be used.
         self._usable_from: npt.NDArray[np.int64] = np.zeros((config.num_moe_layers, 0), dtype=np.int64)
-        #: [L]: the epoch from which every slot of a layer may be used; answers the check of most dispatches.
-        self._all_usable_from: list[int] = [_NOT_LOADED] * config.num_moe_layers
         self._usable_address = 0
         self._library = load_library()
         # One thread: reads from disk must not stop the loop, and placements are applied one after the other.
@@ -52,6 +51,8 @@ class ReplicaSlots:
         #: Where the replicas are; ``None`` before the first placement.
         self.bank: ExpertBank | None = None
         self.loaded_epoch = 0
+        #: The newest placements that were loaded, by epoch.
+        self._placements: dict[int, Placement] = {}
 
     def close(self) -> None:
         """Release the loader's thread."""
@@ -62,6 +63,7 @@ class ReplicaSlots:
         started = time.perf_counter()
         before = self._checkpoint.bytes_read
         try:
+            placement = Placement.from_table(table)
             wanted = self._wanted(table)
             loop = asyncio.get_running_loop()
             bank, changed = self._prepare(wanted)
@@ -82,6 +84,9 @@ class ReplicaSlots:
             self._usable_address = self._usable_from.ctypes.data
         self._set_usable([(layer, slot) for layer, slot in changed if wanted[layer][slot] >= 0], table.epoch)
         self.loaded_epoch = table.epoch
+        self._placements[table.epoch] = placement
+        for stale in sorted(self._placements)[:-_PLACEMENTS_KEPT]:
+            del self._placements[stale]
         report = PlacementLoaded(
             epoch=table.epoch,
             replicas=sum(expert >= 0 for slots in wanted for expert in slots),
@@ -121,51 +126,75 @@ class ReplicaSlots:
         self._set_usable(changed, _NOT_LOADED)
         return bank, changed
 
-    def activated(self, frame: InFrame, layout: DispatchLayout) -> int:
-        """Return how many distinct slots a dispatch names.
+    def placement(self, epoch: int) -> Placement:
+        """Return the placement of ``epoch``.
 
         Raises:
-            ReplicaMissing: it names none, or one that its epoch may not use here; the message says which.
+            ReplicaMissing: it was not loaded here, or so long ago that it is forgotten.
         """
-        header, count = frame.header, self._usable_from.shape[1]
+        found = self._placements.get(epoch)
+        if found is None:
+            raise ReplicaMissing(f"epoch {epoch} is not loaded here, the newest is {self.loaded_epoch}")
+        return found
+
+    def scan(
+        self,
+        layer: int,
+        epoch: int,
+        slots_NK: npt.NDArray[np.int32],
+        address: int,
+        *,
+        first: int = 0,
+        total: int | None = None,
+        own: npt.NDArray[np.int32] | None = None,
+    ) -> int:
+        """Return how many distinct slots of this instance a dispatch names.
+
+        Args:
+            layer: MoE layer.
+            epoch: what the dispatch was planned with.
+            slots_NK: int32, at ``address``: slots, -1 for none.
+            address: see ``slots_NK``.
+            first: number of this instance's first slot among those that ``slots_NK`` numbers.
+            total: how many these are; this instance's own unless given.
+            own: int32, like ``slots_NK``; gets this instance's own numbers, -1 for others'.
+
+        Raises:
+            ReplicaMissing: a slot does not exist, or may not be used in this epoch; the message says which.
+        """
+        count = self._usable_from.shape[1]
+        total = count if total is None else total
         if self._library is not None:
             found: int = self._library.scan_slots(
-                layout.rows * layout.top_k,
+                slots_NK.size,
+                first,
                 count,
-                header.epoch,
-                self._usable_address + header.layer * count * self._usable_from.itemsize,
-                frame.address + layout.slots_at,
+                total,
+                epoch,
+                self._usable_address + layer * count * self._usable_from.itemsize,
+                address,
+                None if own is None else own.ctypes.data,
             )
-            if found > 0:
+            if found >= 0:
                 return found
-        _, slots_NK, _ = layout.views(frame.payload)
-        problem = self.unusable(header.layer, header.epoch, slots_NK)
-        if problem:
-            raise ReplicaMissing(problem)
-        return int(np.count_nonzero(np.bincount(slots_NK.ravel() + 1)[1:]))
+        lowest, highest = int(slots_NK.min()), int(slots_NK.max())
+        if lowest < -1 or highest >= total:
+            whose = "this instance" if total == count else "its node"
+            raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: slots {lowest}..{highest}, {whose} has {total}")
+        here_NK = np.where((slots_NK >= first) & (slots_NK < first + count), slots_NK - np.int32(first), np.int32(-1))
+        if own is not None:
+            np.copyto(own, here_NK)
+        early = here_NK[(here_NK >= 0) & (self._usable_from[layer][here_NK] > epoch)]
+        if early.size:
+            raise ReplicaMissing(f"MoE layer {layer}: slot {int(early[0])} does not hold what epoch {epoch} says")
+        return int(np.count_nonzero(np.bincount(here_NK.ravel() + 1)[1:]))
 
     def prime(self) -> None:
         """A dispatch is here: wake the threads that will compute it."""
         if self._library is not None:
             self._library.prime()
 
-    def unusable(self, layer: int, epoch: int, slots_NK: npt.NDArray[np.int32]) -> str:
-        """Return why a dispatch of ``epoch`` may not use ``slots_NK`` (local slots, -1 = none); empty when it may."""
-        count = self._usable_from.shape[1]
-        lowest, highest = int(slots_NK.min()), int(slots_NK.max())
-        if highest < 0 or lowest < -1 or highest >= count:
-            return f"MoE layer {layer} epoch {epoch}: slots {lowest}..{highest}, this instance has {count}"
-        if self._all_usable_from[layer] <= epoch:
-            return ""
-        # -1 indexes the last slot and is masked out again.
-        early = (self._usable_from[layer][slots_NK] > epoch) & (slots_NK >= 0)
-        if early.any():
-            return f"MoE layer {layer}: slot {int(slots_NK[early][0])} does not hold what epoch {epoch} says"
-        return ""
-
     def _set_usable(self, changed: list[tuple[int, int]], epoch: int) -> None:
         """Let the ``changed`` (layer, slot) pairs be used from ``epoch`` on."""
         for layer, slot in changed:
             self._usable_from[layer, slot] = epoch
-        # An empty slot keeps its layer on the slow check, which is right: a dispatch for it must be rejected.
-        self._all_usable_from = [int(slots.max()) if len(slots) else _NOT_LOADED for slots in self._usable_from]

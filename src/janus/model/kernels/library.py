@@ -86,9 +86,11 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
     "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
     "janus_schedule": (None, (c_int64,) * 4 + (c_void_p,) * 7),
-    "janus_pack_dispatch": (None, (c_int64,) * 6 + (c_void_p,) * 5),
-    "janus_scan_slots": (c_int64, (c_int64,) * 3 + (c_void_p,) * 2),
-    "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 5),
+    "janus_count_rows": (c_int64, (c_int64,) * 2 + (c_void_p,) * 2),
+    "janus_pack_dispatch": (None, (c_int64,) * 4 + (c_void_p,) * 8),
+    "janus_scan_slots": (c_int64, (c_int64,) * 5 + (c_void_p,) * 3),
+    "janus_count_entries": (None, (c_int64,) * 3 + (c_void_p,) * 2),
+    "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 6),
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_attention": (None, (c_void_p,) * 6),
@@ -119,8 +121,10 @@ class Library:
         self.dense_mlp = self._dll.janus_dense_mlp
         self.head = self._dll.janus_head
         self.schedule = self._dll.janus_schedule
+        self.count_rows = self._dll.janus_count_rows
         self.pack_dispatch = self._dll.janus_pack_dispatch
         self.scan_slots = self._dll.janus_scan_slots
+        self.count_entries = self._dll.janus_count_entries
         self.combine = self._dll.janus_combine
 
     def argmax(self, logits_RV: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,592 @@
+"""The exchange with experts in other processes: direct, aggregated or in two phases, chosen dispatch by dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+import torch
+
+from janus.core.exchange_cost import DispatchShape
+from janus.core.exchange_routes import Destination, Mode, Route, destination, route, routes
+from janus.core.placement import Placement
+from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
+from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
+from janus.exchange.bundles import Bundle, Bundles, OwnRows, reject
+from janus.exchange.choice import ModeChoice
+from janus.exchange.layout import UngatedLayout, check_dispatch, check_ungated, dispatch_layout, dtype_code
+from janus.exchange.packing import Numbering, Routed, packing_for
+from janus.exchange.receipts import Part, Receipt, Waiter
+from janus.messages.control import DispatchRejected, Message
+from janus.transport.frame import Flags, Kind
+from janus.transport.link import InFrame, Link
+
+log = structlog.get_logger(__name__)
+
+#: Placements of earlier epochs that a hand-in may still name.
+_PLACEMENTS_KEPT = 4
+#: The scheduler's number in the flags of a dispatch that the experts gate.
+SCHEDULER_NAMES = tuple(sorted(SCHEDULERS))
+SCHEDULER_SHIFT = 8
+
+
+@dataclass(slots=True)
+class ExchangeTimes:
+    """Where the time of exchanges went, summed since the start, in nanoseconds unless named otherwise."""
+
+    dispatches: int = 0
+    #: Frames posted to expert instances.
+    frames: int = 0
+    #: Frames handed in to other attention instances of the node.
+    hand_ins: int = 0
+    #: Frames posted for several attention instances, or for one that others could have joined; part of ``frames``.
+    bundles: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    schedule_ns: int = 0
+    pack_ns: int = 0
+    #: The part of ``pack_ns`` in which frames were handed to their links.
+    send_ns: int = 0
+    #: From the last post of a dispatch until its last answer is in and the step goes on.
+    wait_ns: int = 0
+    #: The part of ``wait_ns`` that the slowest instance says it computed.
+    expert_ns: int = 0
+    combine_ns: int = 0
+    #: In which bundles waited for other members.
+    linger_ns: int = 0
+    #: Dispatches by the way that was chosen, and what those took and were predicted to take, experts' work left out.
+    direct: int = 0
+    aggregated: int = 0
+    two_phase: int = 0
+    direct_ns: int = 0
+    aggregated_ns: int = 0
+    two_phase_ns: int = 0
+    direct_predicted_ns: int = 0
+    aggregated_predicted_ns: int = 0
+    two_phase_predicted_ns: int = 0
+    #: Distinct experts, and the most on one instance, summed over dispatches.
+    activated: int = 0
+    a_max: int = 0
+    #: Dispatches whose scheduler looked whether its choice is the best possible, and those where it is.
+    judged: int = 0
+    proven: int = 0
+    #: Shifts along augmenting paths.
+    repairs: int = 0
+
+    def chosen(self, mode: Mode, *, actual_ns: int, predicted_ns: int) -> None:
+        """Count a dispatch that went ``mode``'s way."""
+        if mode == "direct":
+            self.direct += 1
+            self.direct_ns += actual_ns
+            self.direct_predicted_ns += predicted_ns
+        elif mode == "aggregated":
+            self.aggregated += 1
+            self.aggregated_ns += actual_ns
+            self.aggregated_predicted_ns += predicted_ns
+        else:
+            self.two_phase += 1
+            self.two_phase_ns += actual_ns
+            self.two_phase_predicted_ns += predicted_ns
+
+
+class RemoteExchange:
+    """Also the handler of its links, to expert instances and to the other attention instances of the node.
+
+    All on the step loop; no locks needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        own: str,
+        links: dict[str, Link],
+        siblings: dict[str, Link] | None = None,
+        scheduler: Scheduler,
+        scheduler_name: str = "aebs",
+        dtype: torch.dtype,
+        dispatch_timeout_s: float,
+        device: torch.device | None = None,
+        choice: ModeChoice | None = None,
+        experts_gate: bool = False,
+    ) -> None:
+        """Args:
+        own: this instance's name.
+        links: links to expert instances that are up, by name; whoever dials keeps them here.
+        siblings: links to the other attention instances of this node, likewise.
+        scheduler: picks replicas.
+        scheduler_name: what the experts use when they gate.
+        dtype: of activations.
+        dispatch_timeout_s: how long experts may take.
+        device: where activations come from and go to; the CPU unless given.
+        choice: picks the way; always direct unless given.
+        experts_gate: whether expert instances gate and schedule.
+        """
+        self.own = own
+        self.links = links
+        self.siblings: dict[str, Link] = {} if siblings is None else siblings
+        self.choice = choice or ModeChoice("direct")
+        self._experts_gate = experts_gate
+        self._scheduler = scheduler
+        self._flags = int(Flags.EGATE) | SCHEDULER_NAMES.index(scheduler_name) << SCHEDULER_SHIFT if experts_gate else 0
+        self._dtype = dtype
+        self._code = dtype_code(dtype)
+        self._packing = packing_for(dtype, device or torch.device("cpu"))
+        self._timeout_s = dispatch_timeout_s
+        self._deadline_ms = int(dispatch_timeout_s * 1000)
+        self._placement: Placement | None = None
+        self._placements: dict[int, Placement] = {}
+        self._source = 0
+        self._sources = 1
+        self._members: tuple[str, ...] = (own,)
+        self._by: dict[bool, tuple[Destination, ...]] = {}
+        self._routes: dict[Mode, Route] = {}
+        self._numberings: dict[int, Numbering] = {}
+        self._ids = itertools.count(1)
+        #: request id -> who waits for the answer
+        self._pending: dict[int, Waiter] = {}
+        self._changed = asyncio.Event()
+        self._activated: dict[str, list[int]] = {}
+        self._bundles: Bundles | None = None
+        self._times = ExchangeTimes()
+
+    # -- what the exchange plans with ----------------------------------------------------------------------------
+
+    @property
+    def experts_gate(self) -> bool:
+        return self._experts_gate
+
+    @property
+    def times(self) -> ExchangeTimes:
+        """Sums since the start."""
+        times, bundles = self._times, self._bundles
+        if bundles is None:
+            return times
+        return replace(
+            times,
+            frames=times.frames + bundles.sent,
+            bundles=bundles.sent,
+            bytes_out=times.bytes_out + bundles.bytes_out,
+            linger_ns=int(bundles.lingered_s * 1e9),
+        )
+
+    @property
+    def placement(self) -> Placement | None:
+        """The placement in force, ``None`` while there is none."""
+        return self._placement
+
+    def set_placement(self, placement: Placement | None) -> None:
+        """Plan with ``placement`` from the next dispatch on; what is in flight is not touched."""
+        if placement is not None and (self._placement is None or placement.epoch != self._placement.epoch):
+            self._activated = {name: [0] * placement.num_layers for name in placement.instances}
+            self._placements[placement.epoch] = placement
+            for stale in sorted(self._placements)[:-_PLACEMENTS_KEPT]:
+                del self._placements[stale]
+        self._placement = placement
+        self._plan_routes()
+        self.links_changed()
+
+    def set_sources(self, nodes: Mapping[str, str]) -> None:
+        """Say which attention instances there are, and on which nodes: ``{instance: node}``, this one among them."""
+        names = sorted(set(nodes.values()))
+        self._source = names.index(nodes[self.own]) if self.own in nodes else 0
+        self._sources = max(1, len(nodes))
+        self._plan_routes()
+
+    def links_changed(self) -> None:
+        """A link came up or went away: routes are planned anew, whoever waits for readiness looks again."""
+        up = [name for name, link in self.siblings.items() if not link.closed]
+        members = tuple(sorted((self.own, *up)))
+        if members != self._members:
+            self._members = members
+            self._plan_routes()
+        self._changed.set()
+
+    def _plan_routes(self) -> None:
+        placement = self._placement
+        self._routes, self._numberings = {}, {}
+        if placement is None:
+            return
+        self._by = routes(placement, source=self._source)
+        for mode in self.choice.possible(members=len(self._members), placement=placement):
+            self._routes[mode] = route(self._by[mode == "two-phase"], mode, own=self.own, members=self._members)
+        slots, total = placement.slots_per_instance, placement.num_instances
+        for destinations in self._by.values():
+            for to in destinations:
+                self._numberings[to.target] = Numbering.of(to.instances, slots=slots, total=total)
+
+    def missing(self) -> tuple[str, ...]:
+        """Instances of the placement in force that are not linked."""
+        if self._placement is None:
+            return ()
+        return tuple(name for name in self._placement.instances if not self._linked(name))
+
+    def _linked(self, instance: str) -> bool:
+        link = self.links.get(instance)
+        return link is not None and not link.closed
+
+    def ready(self) -> bool:
+        return self._placement is not None and not self.missing()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.ready():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            missing = self.missing()
+            what = f"not linked to {', '.join(missing)}" if missing else "no placement covers every expert"
+            raise InstanceLost(f"{what} after {timeout_s:g} s", instances=missing) from None
+
+    async def wait_changed(self, timeout_s: float) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+
+    def activated(self) -> dict[str, list[int]]:
+        return {name: list(counts) for name, counts in self._activated.items()}
+
+    # -- dispatch ------------------------------------------------------------------------------------------------
+
+    def dispatch(
+        self,
+        layer: int,
+        x_TH: torch.Tensor,
+        topk_ids_TK: torch.Tensor | None,
+        topk_weights_TK: torch.Tensor | None,
+    ) -> Receipt:
+        placement = self._placement
+        if placement is None:
+            raise InstanceLost("no placement covers every expert")
+        started = time.perf_counter_ns()
+        routed = None
+        if topk_ids_TK is not None and topk_weights_TK is not None:
+            routed = Routed(x_TH, self._scheduler(topk_ids_TK.cpu().numpy(), placement, layer), topk_weights_TK)
+        scheduled = time.perf_counter_ns()
+        shape = self._shape(placement, routed, x_TH)
+        decision = self.choice.decide(shape)
+        loop = asyncio.get_running_loop()
+        receipt = Receipt(
+            layer,
+            x_TH.shape,
+            self._code,
+            x_TH.shape[1] * self._dtype.itemsize,
+            decision,
+            scheduled,
+            loop.create_future(),
+        )
+        receipt.parts, receipt.request_ids = [], []
+        try:
+            self._post_all(receipt, self._routes[decision.mode], x_TH, routed, placement.epoch)
+        except LinkError as error:
+            # What was posted before is not waited for, and dropped when it is answered.
+            lost = InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,))
+            self._forget(receipt)
+            receipt.fail(lost)
+            raise lost from error
+        receipt.posted_ns = posted = time.perf_counter_ns()
+        # From here on the instances are at work: what is only bookkeeping comes last.
+        receipt.timer = loop.call_later(self._timeout_s, self._expire, receipt)
+        times = self._times
+        times.dispatches += 1
+        times.schedule_ns += scheduled - started
+        times.pack_ns += posted - scheduled
+        if routed is not None:
+            self._count(routed.assignment, placement, layer)
+        return receipt
+
+    def _count(self, assignment: Assignment, placement: Placement, layer: int) -> None:
+        load, times = assignment.load.tolist(), self._times
+        for name, activated in zip(placement.instances, load, strict=True):
+            self._activated[name][layer] = activated
+        times.activated += assignment.activated
+        times.a_max += max(load)
+        if assignment.proven is not None:
+            times.judged += 1
+            times.proven += assignment.proven
+            times.repairs += assignment.repairs
+
+    def _shape(self, placement: Placement, routed: Routed | None, x_TH: torch.Tensor) -> DispatchShape | None:
+        """Return what the cost model needs; ``None`` where there is nothing to choose."""
+        if not self.choice.has_choice:
+            return None
+        tokens, groups = x_TH.shape[0], placement.groups
+        row_bytes = x_TH.shape[1] * self._dtype.itemsize
+        if routed is None:
+            rows = [tokens] * placement.num_instances
+            full = row_bytes
+        else:
+            rows = routed.assignment.rows.tolist()
+            full = row_bytes + 8 * routed.assignment.phys_ids.shape[1]
+        # A token that goes to several instances of a node goes there once; how often that is so is not counted here.
+        node_rows = [min(tokens, sum(rows[i] for i in group)) for group in groups]
+        return DispatchShape(
+            instances=sum(count > 0 for count in rows),
+            instance_bytes=sum(rows) * full,
+            instance_answer_bytes=sum(rows) * row_bytes,
+            nodes=sum(count > 0 for count in node_rows),
+            node_bytes=sum(node_rows) * full,
+            node_answer_bytes=sum(node_rows) * row_bytes,
+            largest_node=max(len(group) for group in groups),
+            members=len(self._members),
+            sources=self._sources,
+        )
+
+    def _post_all(self, receipt: Receipt, way: Route, x_TH: torch.Tensor, routed: Routed | None, epoch: int) -> None:
+        parts, here = receipt.parts, []
+        aggregate = way.mode != "direct" and len(self._members) > 1
+        for to, by in zip(way.destinations, way.aggregators, strict=True):
+            count = self._rows_for(to, x_TH, routed)
+            if not count:
+                continue
+            part = Part(receipt, to.relay, to.group, count, None)
+            parts.append(part)
+            sibling = self.siblings.get(by) if aggregate else None
+            if sibling is not None and not sibling.closed:
+                part.via = by
+                self._times.hand_ins += 1
+                flags = int(Flags.HAND_IN) | self._flags
+                self._post(sibling, part, to, x_TH, routed, epoch=epoch, flags=flags, target=to.target)
+            elif aggregate:
+                here.append((to, part))
+            else:
+                link = self.links.get(to.relay)
+                if link is None:
+                    raise LinkError(to.relay, "is not linked")
+                self._times.frames += 1
+                flags = self._flags | (int(Flags.NODE) if to.is_node else 0)
+                self._post(link, part, to, x_TH, routed, epoch=epoch, flags=flags)
+        receipt.outstanding = len(parts)
+        if not here:
+            return
+        if routed is not None:
+            # The scheduler's arrays are its own, and these rows are packed later.
+            kept = replace(routed.assignment, phys_ids=routed.assignment.phys_ids.copy(), phys_address=0)
+            routed = Routed(x_TH, kept, routed.weights_TK)
+        for to, part in here:
+            self._aggregator().add_own(
+                to,
+                OwnRows(part, x_TH, routed, self._numberings[to.target]),
+                layer=receipt.layer,
+                epoch=epoch,
+                top_k=0 if routed is None else routed.assignment.phys_ids.shape[1],
+                flags=self._flags,
+                deadline_ms=self._deadline_ms,
+            )
+
+    def _rows_for(self, to: Destination, x_TH: torch.Tensor, routed: Routed | None) -> int:
+        if routed is None:
+            return x_TH.shape[0]
+        if to.is_node:
+            return self._packing.count(routed.assignment, self._numberings[to.target])
+        return int(routed.assignment.rows[to.instances[0]])
+
+    def _post(
+        self,
+        link: Link,
+        part: Part,
+        to: Destination,
+        x_TH: torch.Tensor,
+        routed: Routed | None,
+        *,
+        epoch: int,
+        flags: int,
+        target: int = 0,
+    ) -> None:
+        """Send this instance's rows, packed for ``to``, in a frame of their own."""
+        receipt, count, hidden = part.receipt, part.count, x_TH.shape[1]
+        if routed is None:
+            ungated = UngatedLayout(count, hidden, 1, self._dtype)
+            nbytes, top_k = ungated.nbytes, 1
+            frame = link.allocate(nbytes)
+            x, batches = ungated.views(frame.payload)
+            x.copy_(x_TH)
+            batches[0] = count
+        else:
+            layout = dispatch_layout(count, hidden, routed.assignment.phys_ids.shape[1], self._dtype)
+            nbytes, top_k = layout.nbytes, layout.top_k
+            frame = link.allocate(nbytes)
+            part.rows = self._packing.pack(frame, layout, routed, to=self._numberings[to.target], count=count)
+        request_id = next(self._ids)
+        self._pending[request_id] = part
+        receipt.request_ids.append(request_id)
+        packed = time.perf_counter_ns()
+        link.post(
+            frame,
+            kind=Kind.DISPATCH,
+            request_id=request_id,
+            epoch=epoch,
+            layer=receipt.layer,
+            dtype=self._code,
+            top_k=top_k,
+            rows=count,
+            cols=hidden,
+            deadline_ms=self._deadline_ms,
+            flags=flags,
+            target=target,
+        )
+        times = self._times
+        times.send_ns += time.perf_counter_ns() - packed
+        times.bytes_out += nbytes
+
+    # -- posting for others --------------------------------------------------------------------------------------
+
+    def _aggregator(self) -> Bundles:
+        if self._bundles is None:
+            self._bundles = Bundles(
+                own=self.own,
+                packing=self._packing,
+                dtype=self._dtype,
+                dtype_code=self._code,
+                links=self.links,
+                await_answer=self._await_bundle,
+                worth_s=self.choice.message_worth_s,
+            )
+        return self._bundles
+
+    def _await_bundle(self, bundle: Bundle) -> int:
+        request_id = next(self._ids)
+        self._pending[request_id] = bundle
+        timeout_s = bundle.deadline_ms / 1000
+        bundle.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire_bundle, request_id, timeout_s)
+        return request_id
+
+    def _expire_bundle(self, request_id: int, timeout_s: float) -> None:
+        bundle = self._pending.pop(request_id, None)
+        if isinstance(bundle, Bundle):
+            problem = f"{bundle.via}: no answer for MoE layer {bundle.layer} within {timeout_s:g} s"
+            bundle.failed(InstanceLost(problem, instances=(bundle.via,)))
+
+    def _take_hand_in(self, link: Link, frame: InFrame) -> None:
+        header = frame.header
+        placement = self._placements.get(header.epoch)
+        try:
+            if placement is None:
+                raise ReplicaMissing(f"{self.own} knows no epoch {header.epoch}")
+            flags = header.flags & ~int(Flags.HAND_IN)
+            if flags & Flags.EGATE:
+                check_ungated(
+                    header, frame.payload, hidden=header.cols, dtype=self._dtype, num_layers=placement.num_layers
+                )
+            else:
+                check_dispatch(header, hidden=header.cols, dtype=self._dtype, num_layers=placement.num_layers)
+            to = destination(placement, header.target, source=self._source)
+        except ValueError as error:
+            self._refuse(link, frame, InstanceLost(f"{self.own}: {error}", instances=(self.own,)))
+        except DispatchError as error:
+            self._refuse(link, frame, error)
+        else:
+            self._aggregator().add(to, link, frame, flags=flags)
+
+    @staticmethod
+    def _refuse(link: Link, frame: InFrame, error: DispatchError) -> None:
+        log.warning("hand_in_refused", peer=link.peer.instance, problem=str(error))
+        request_id = frame.header.request_id
+        frame.release()
+        reject(link, request_id, error)
+
+    # -- combine -------------------------------------------------------------------------------------------------
+
+    async def combine(self, receipt: Receipt, residual_TH: torch.Tensor | None = None) -> torch.Tensor:
+        try:
+            await receipt.done
+        except BaseException:
+            receipt.fail(InstanceLost("the step was cancelled"))  # what arrives from now on belongs to nobody
+            receipt.release()
+            raise
+        finally:
+            self._packing.prime()
+            self._forget(receipt)
+        started = time.perf_counter_ns()
+        parts = receipt.parts
+        answers = [part.answer for part in parts if part.answer is not None]
+        ends = [i + 1 for i, part in enumerate(parts) if i + 1 == len(parts) or parts[i + 1].group != part.group]
+        result = self._packing.combine(answers, ends, receipt.shape, residual_TH)
+        receipt.release()
+        times = self._times
+        waited = started - receipt.posted_ns
+        times.combine_ns += time.perf_counter_ns() - started
+        times.wait_ns += waited
+        times.bytes_in += receipt.bytes_in
+        slowest_ns = 1000 * receipt.slowest_us
+        times.expert_ns += slowest_ns
+        actual_ns = max(0, waited - slowest_ns)
+        decision = receipt.decision
+        times.chosen(decision.mode, actual_ns=actual_ns, predicted_ns=int(decision.predicted_s * 1e9))
+        self.choice.took(decision, actual_ns / 1e9)
+        return result
+
+    def _forget(self, receipt: Receipt) -> None:
+        for request_id in receipt.request_ids:
+            self._pending.pop(request_id, None)
+        if receipt.timer is not None:
+            receipt.timer.cancel()
+
+    def _expire(self, receipt: Receipt) -> None:
+        late = receipt.late()
+        self._forget(receipt)
+        receipt.fail(
+            InstanceLost(
+                f"{', '.join(late)}: no answer for MoE layer {receipt.layer} within {self._timeout_s:g} s",
+                instances=late,
+            )
+        )
+
+    # -- LinkHandler ---------------------------------------------------------------------------------------------
+
+    def on_frame(self, link: Link, frame: InFrame) -> None:
+        """Take a combine frame or a hand-in; an answer that nobody waits for any more is dropped."""
+        header = frame.header
+        if header.kind is Kind.COMBINE:
+            waiter = self._pending.pop(header.request_id, None)
+            if waiter is None:
+                frame.release()
+            else:
+                waiter.answered(frame)
+        elif header.flags & Flags.HAND_IN and link.peer.role == "attention":
+            self._take_hand_in(link, frame)
+        else:
+            log.warning("unexpected_frame", peer=link.peer.instance, kind=header.kind.name)
+            frame.release()
+
+    def on_message(self, link: Link, request_id: int, message: Message) -> None:
+        """Take a rejection in, or what the node's first member has chosen."""
+        if not isinstance(message, DispatchRejected):
+            self.choice.on_message(link.peer.instance, message)
+            return
+        waiter = self._pending.pop(request_id, None)
+        if waiter is None:
+            return
+        kind = ReplicaMissing if message.code == "replica_missing" else InstanceLost
+        names = tuple(message.instances) or (link.peer.instance,)
+        waiter.failed(kind(f"{link.peer.instance}: {message.problem}", instances=names))
+
+    def on_closed(self, link: Link, error: LinkError) -> None:
+        """Fail at once what waits for this peer."""
+        name = link.peer.instance
+        if self._bundles is not None:
+            self._bundles.forget(name)
+        current = self.links.get(name) or self.siblings.get(name)
+        if current is not None and current is not link:
+            return  # the link that the other member dialled: nothing of ours is answered on it
+        if self.siblings.get(name) is link:
+            del self.siblings[name]
+        lost = InstanceLost(f"{name}: {error.problem}", instances=(name,))
+        for request_id in [known for known, waiter in self._pending.items() if waiter.via == name]:
+            waiter = self._pending.pop(request_id, None)
+            if waiter is not None:
+                waiter.failed(lost)
+        self.links_changed()
+
+    async def close(self) -> None:
+        if self._bundles is not None:
+            self._bundles.close()
+        pending, self._pending = self._pending, {}
+        for waiter in pending.values():
+            waiter.failed(InstanceLost("the exchange is closing"))

@@ -1,0 +1,133 @@
+"""Several attention and expert instances on several nodes, in one process: every link is a real link in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from janus.config.options import ExchangeName
+from janus.core.placement import Placement
+from janus.core.scheduling import SCHEDULERS
+from janus.exchange.choice import ModeChoice
+from janus.exchange.remote import RemoteExchange
+from janus.messages.control import Identity, PlacementTable, Role
+from janus.runtime.expert_engine import ExpertEngine
+from janus.transport import LinkHandler, connect, listen
+from tests.runtime.world import LAYERS, SECRET
+
+
+class MakeEngine(Protocol):
+    def __call__(self, name: str, *, gates: bool = False) -> ExpertEngine: ...
+
+
+@dataclass(kw_only=True)
+class Nodes:
+    """``attention[name]`` and ``experts[name]``; ``table`` places all 8 experts on the expert instances."""
+
+    table: PlacementTable
+    attention: dict[str, RemoteExchange] = field(default_factory=dict)
+    experts: dict[str, ExpertEngine] = field(default_factory=dict)
+    #: Both ends of what was dialled: the handler that each name answers with can be swapped for a gate.
+    handlers: dict[str, LinkHandler] = field(default_factory=dict)
+
+    async def run(self, layer: int, batches: dict[str, tuple[torch.Tensor, ...]]) -> dict[str, torch.Tensor]:
+        """Dispatch every batch, then combine them; returns the sums by name."""
+        receipts = {}
+        for name, (x_TH, ids_TK, weights_TK) in batches.items():
+            exchange = self.attention[name]
+            routing = (None, None) if exchange.experts_gate else (ids_TK, weights_TK)
+            receipts[name] = exchange.dispatch(layer, x_TH, *routing)
+        return {name: (await self.attention[name].combine(r)).clone() for name, r in receipts.items()}
+
+
+def spread(slots: dict[str, list[int]], nodes: dict[str, str], *, epoch: int = 1) -> PlacementTable:
+    """The same slots in every layer, with the node of each instance."""
+    per_layer = [list(experts) for experts in slots.values()]
+    return PlacementTable(
+        epoch=epoch,
+        num_experts=8,
+        instances=list(slots),
+        slots=[per_layer for _ in range(LAYERS)],
+        nodes=[nodes[name] for name in slots],
+    )
+
+
+def identity(role: Role, instance: str, node: str) -> Identity:
+    from janus.messages import PROTOCOL_VERSION
+
+    return Identity(protocol=PROTOCOL_VERSION, role=role, instance=instance, node=node, incarnation=instance)
+
+
+async def start_nodes(
+    stack: contextlib.AsyncExitStack,
+    engine: Callable[..., ExpertEngine],
+    *,
+    attention: dict[str, str],
+    table: PlacementTable,
+    exchange: ExchangeName = "two-phase",
+    experts_gate: bool = False,
+    dispatch_timeout_s: float = 5.0,
+    kind: str = "inproc",
+) -> Nodes:
+    """Start ``attention`` ({instance: node}) and the instances of ``table``, all linked as they should be."""
+    world = Nodes(table=table)
+    ports: dict[str, int] = {}
+
+    async def serve(role: Role, name: str, node: str, handler: LinkHandler) -> None:
+        world.handlers[name] = handler
+
+        def factory(_: Identity) -> LinkHandler:
+            return world.handlers[name]
+
+        listener = await listen(
+            "inproc", "", 0, identity=identity(role, name, node), secret=SECRET, handler_factory=factory
+        )
+        stack.push_async_callback(listener.close)
+        ports[name] = listener.port
+
+    async def dial(role: Role, name: str, node: str, to: str, handler: LinkHandler) -> object:
+        return await connect(
+            "inproc", "", ports[to], identity=identity(role, name, node), secret=SECRET, handler=handler
+        )
+
+    expert_nodes = dict(zip(table.instances, table.nodes, strict=True))
+    siblings: dict[str, dict[str, object]] = {name: {} for name in (*expert_nodes, *attention)}
+    for name, node in expert_nodes.items():
+        made = world.experts[name] = engine(name, siblings=siblings[name], gates=experts_gate)
+        await made.load(table)
+        await serve("expert", name, node, made)
+    for name, node in attention.items():
+        made_exchange = world.attention[name] = RemoteExchange(
+            own=name,
+            links={},
+            siblings=siblings[name],  # type: ignore[arg-type]
+            scheduler=SCHEDULERS["aebs"],
+            dtype=torch.float32,
+            dispatch_timeout_s=dispatch_timeout_s,
+            choice=ModeChoice(exchange),
+            experts_gate=experts_gate,
+        )
+        stack.push_async_callback(made_exchange.close)
+        await serve("attention", name, node, made_exchange)
+    for name, node in expert_nodes.items():
+        for other, other_node in expert_nodes.items():
+            if other != name and other_node == node:
+                siblings[name][other] = await dial("expert", name, node, other, world.experts[name])
+    for name, node in attention.items():
+        own = world.attention[name]
+        for to in expert_nodes:
+            own.links[to] = await dial("attention", name, node, to, own)  # type: ignore[assignment]
+        for other, other_node in attention.items():
+            if other != name and other_node == node:
+                siblings[name][other] = await dial("attention", name, node, other, own)
+        own.set_sources(attention)
+        own.set_placement(Placement.from_table(table))
+        own.links_changed()
+    return world
+
+
+StartNodes = Callable[..., Awaitable[Nodes]]
