@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.e2e.cases import CONCURRENT, TOPOLOGIES, check, prompts_for, spec_of
 from tests.e2e.checkpoints import SHAPES
 from tests.e2e.client import Client
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, Spec
 from tests.e2e.lab import Lab
+from tests.e2e.oracle import Oracle
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -38,10 +40,23 @@ async def test_tokens_are_those_of_transformers(
     name: str, topology: tuple[int, int], lab: Lab, connect: Callable[[Cluster], Client]
 ) -> None:
     oracle = lab.oracle(name)
-    expected = prompts_for(oracle)
     cluster = lab.clusters.get(spec_of(lab.model_dir(name), topology))
-    client = connect(cluster)
+    await check_tokens(cluster, connect(cluster), oracle)
 
+
+@pytest.mark.parametrize("micro_batches", ["2", pytest.param("4", marks=pytest.mark.slow)])
+async def test_micro_batches_change_no_token(
+    micro_batches: str, lab: Lab, connect: Callable[[Cluster], Client], own_cluster: Callable[[Spec], Cluster]
+) -> None:
+    spec = replace(spec_of(lab.model_dir("janus-tiny"), (1, 2)), arguments=("--micro-batches", micro_batches))
+    cluster = own_cluster(spec)
+    await check_tokens(cluster, connect(cluster), lab.oracle("janus-tiny"))
+    assert cluster.metrics("attention", "janus_overlap_seconds_total") > 0, "none computed while another was away"
+
+
+async def check_tokens(cluster: Cluster, client: Client, oracle: Oracle) -> None:
+    """One prompt alone, then sixteen at once that do not fit the KV cache together."""
+    expected = prompts_for(oracle)
     alone = expected[CONCURRENT // 2]
     check(await client.complete(alone.prompt, logprobs=20), alone, oracle)
 
