@@ -14,8 +14,8 @@ from janus.messages.control import Identity, Member, Refused
 from janus.runtime.peers import PeerSet
 from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import Listener, listen
+from janus.transport.lending import shared_pool
 from janus.transport.link import Link, LinkHandler
-from janus.transport.shared_pool import shared_pool
 
 log = structlog.get_logger()
 

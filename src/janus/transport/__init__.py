@@ -2,8 +2,8 @@
 
 from janus.transport.endpoint import Listener, admit_all, connect, listen
 from janus.transport.frame import Header, Kind
+from janus.transport.lending import SharedPool, shared_pool
 from janus.transport.link import InFrame, Link, LinkHandler, LinkOptions, LinkStats, OutFrame
-from janus.transport.shared_pool import SharedPool, shared_pool
 from janus.transport.wire import TRANSPORT_KINDS, TransportKind
 
 __all__ = [

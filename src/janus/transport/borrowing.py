@@ -7,7 +7,7 @@ import weakref
 from janus.transport.buffers import Buffer, Bytes, SharedPart
 from janus.transport.segment import PeerMemory
 
-#: The slot and the generation of a loan; see ``shared_pool``.
+#: The slot and the generation of a loan; see ``lending``.
 Loan = tuple[int, int]
 
 

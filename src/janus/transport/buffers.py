@@ -109,13 +109,14 @@ class BufferPool:
             except IndexError:  # another thread was faster
                 pass
             else:
-                self._kept_bytes -= len(array)
+                size = len(array)
+                self._kept_bytes -= size  # no call within, or another thread's change could be lost
                 return Buffer(array, address, self)
-        return Buffer(*self._fresh(log2), self)
+        return self._fresh(log2)
 
-    def _fresh(self, log2: int) -> tuple[Bytes, int]:
-        """Return memory of ``1 << log2`` bytes that is not in the pool yet, and its address."""
-        return aligned_empty(1 << log2)
+    def _fresh(self, log2: int) -> Buffer:
+        """Return a buffer of ``1 << log2`` bytes that is not from the pool."""
+        return Buffer(*aligned_empty(1 << log2), self)
 
     def _put(self, array: Bytes, address: int) -> None:
         size = len(array)

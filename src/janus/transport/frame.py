@@ -181,7 +181,10 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, nbytes: in
     here = len(buffer) if nbytes is None else nbytes
     if here < HEADER_BYTES:
         raise ValueError(f"truncated frame: {here} bytes, the header alone has {HEADER_BYTES}")
-    magic, version, kind, *rest = _STRUCT.unpack_from(buffer, 0)
+    fields = _STRUCT.unpack_from(buffer, 0)
+    magic, version, kind, flags, request_id, payload_len, target, _, epoch, layer, dtype, top_k, rows, cols = fields[
+        :14
+    ]
     if magic != MAGIC:
         raise ValueError(f"not a Janus frame: it starts with {bytes(magic)!r}")
     if version != FRAME_VERSION:
@@ -189,8 +192,6 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, nbytes: in
     known = _KINDS.get(kind)
     if known is None:
         raise ValueError(f"unknown frame kind {kind}")
-    flags, request_id, payload_len, target, _, epoch, layer, dtype, top_k, rows, cols, *rest = rest
-    seq, ack, deadline_ms, elapsed = rest
     if payload_len > max_payload:
         raise ValueError(f"payload of {payload_len} bytes exceeds the limit of {max_payload}")
     if nbytes is not None and payload_len != nbytes - HEADER_BYTES:
@@ -198,6 +199,7 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, nbytes: in
         raise ValueError(f"truncated frame: the header announces {payload_len} bytes of payload, {came} came")
     if dtype >= len(DTYPES):
         raise ValueError(f"unknown dtype code {dtype}")
+    seq, ack, deadline_ms, elapsed_us = fields[14:]
     return Header(
         kind=known,
         flags=flags,
@@ -212,6 +214,6 @@ def unpack(buffer: Readable, *, max_payload: int = MAX_PAYLOAD_BYTES, nbytes: in
         seq=seq,
         ack=ack,
         deadline_ms=deadline_ms,
-        elapsed_us=elapsed,
+        elapsed_us=elapsed_us,
         target=target,
     )

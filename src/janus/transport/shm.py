@@ -8,13 +8,14 @@ one of
   the cluster secret, all are;
 * ``JSEG``: the sender's memory, as a descriptor, and where the wire's table lies in it. Sent before the first loan,
   and never to a stranger;
-* ``JREF``: a loan (see ``shared_pool``) with the frame's header behind it: slot, generation, where the payload lies.
+* ``JREF``: a loan (see ``lending``) with the frame's header behind it: slot, generation, where the payload lies.
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -30,8 +31,8 @@ from janus.transport.accepting import SocketListener
 from janus.transport.borrowing import Lender
 from janus.transport.buffers import Buffer, BufferPool
 from janus.transport.frame import HEADER_BYTES
+from janus.transport.lending import QUARANTINE_S, SLOTS, Loans, SharedPool, require_shared
 from janus.transport.segment import PeerSegment
-from janus.transport.shared_pool import SLOTS, Loans, SharedPool, require_shared
 from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, OnWire, Wire, WireHandler
 
 #: magic, slot, generation, 0, offset, bytes of payload; for a segment: magic, version, slots, 0, table's offset, 0
@@ -100,6 +101,8 @@ class ShmWire:
         if loans is not None:
             loans.collect()
             self._shared.quarantine(loans)
+            if loans:
+                self._loop.call_later(QUARANTINE_S + 1, self._shared.settle)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
@@ -129,20 +132,21 @@ class ShmWire:
             private.release()
             self.copied += 1
             offset = self._shared.where(buffer)
-        loan = None
-        if offset is not None and self._export():
-            assert self._loans is not None
-            loan = self._loans.lend(buffer)
+        loan = self._loans.lend(buffer) if offset is not None and self._export() and self._loans is not None else None
         if loan is None or offset is None:
             buffer.release()
-            size, used = self._shared.segment.nbytes, self._shared.used_bytes
-            problem = f"no shared memory left for a frame of {nbytes} bytes: {used} of {size} are in use"
-            self._loop.call_soon(self._lose, LinkBroken(self.address, problem))
+            self._fail(self._why_no_loan(nbytes))
             return
         message = self._message
         _MESSAGE.pack_into(message, 0, _LOAN, *loan, 0, offset, nbytes - HEADER_BYTES)
         message[_MESSAGE.size :] = buffer.header[:HEADER_BYTES]
         self._transmit(message, None)
+
+    def _why_no_loan(self, nbytes: int) -> str:
+        if self._loans is not None and len(self._loans) >= SLOTS:
+            return f"the other end has not released {len(self._loans)} frames"
+        size, used = self._shared.segment.nbytes, self._shared.used_bytes
+        return f"no shared memory left for a frame of {nbytes} bytes: {used} of {size} are in use"
 
     def _export(self) -> bool:
         """Share our memory with the other end, unless that was done; return whether it is shared."""
@@ -176,11 +180,18 @@ class ShmWire:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the other end is gone: the reader will say so, after what had arrived
         except OSError as error:
-            # Not reported from here: a handler that is in the middle of a send must not be called back.
-            self._loop.call_soon(self._lose, LinkBroken(self.address, f"cannot send: {error}"))
+            self._fail(f"cannot send: {error}")
         if isinstance(extra, Buffer):
             extra.release()
         return True
+
+    def _fail(self, problem: str) -> None:
+        """Give up sending. Nothing that comes later may go out: the other end would take it for a lie about order."""
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+        # Not reported from here: a handler that is in the middle of a send must not be called back.
+        self._loop.call_soon(self._lose, LinkBroken(self.address, problem))
 
     def _on_writable(self) -> None:
         while self._outbox and self._sock is not None and self._try(*self._outbox[0]):
@@ -203,40 +214,44 @@ class ShmWire:
                     got = self._receive_with_segment(sock, spare)
                 else:
                     got = sock.recv_into(spare.view)
-                if got:
-                    self._take(spare, got)
-                    continue
-                self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
+                frame = self._parse(spare, got)
             except (BlockingIOError, InterruptedError):
-                pass
+                return
             except ConnectionResetError:
                 continue  # the other end died with messages unread; those that it sent are still to come
             except OSError as error:
                 self._lose(LinkBroken(self.address, f"cannot receive: {error}"))
+                return
             except ValueError as error:
                 self._lose(ProtocolViolation(self.address, str(error)))
-            return
+                return
+            if frame is not None and self._handler is not None:
+                self._handler.on_frame(*frame)
+            elif not got:
+                self._lose(LinkBroken(self.address, "the other end closed the connection or died"))
 
-    def _take(self, spare: Buffer, got: int) -> None:
-        """Deliver the message of ``got`` bytes in ``spare``; raise ``ValueError`` for what is no message."""
+    def _parse(self, spare: Buffer, got: int) -> tuple[Buffer, int] | None:
+        """Return the frame in the message of ``got`` bytes in ``spare``, and its size; ``None`` if it brings none.
+
+        Raises:
+            ValueError: it is no message, or one that is not welcome.
+        """
         if self.proven and got >= _MESSAGE.size:
             magic, slot, generation, _, offset, nbytes = _MESSAGE.unpack_from(spare.view)
             if magic == _LOAN:
                 if self._lender is None or got != _LOAN_BYTES:
                     raise ValueError("a reference to memory that is not shared")
-                self._check(HEADER_BYTES + nbytes)
+                nbytes += HEADER_BYTES
+                self._check(nbytes)
                 header = memoryview(bytes(spare.view[_MESSAGE.size : _LOAN_BYTES]))
-                self._deliver(self._lender.borrow(header, (slot, generation), offset, nbytes), HEADER_BYTES + nbytes)
-                return
+                return self._lender.borrow(header, (slot, generation), offset, nbytes - HEADER_BYTES), nbytes
             if magic == _SEGMENT:
-                return  # its descriptor has been seen to
+                return None  # it has been seen to with its descriptor
+        if not got:
+            return None
         self._check(got)
         self._spare = None
-        self._deliver(spare, got)
-
-    def _deliver(self, buffer: Buffer, nbytes: int) -> None:
-        if self._handler is not None:
-            self._handler.on_frame(buffer, nbytes)
+        return spare, got
 
     def _check(self, nbytes: int) -> None:
         if nbytes > self.max_frame:

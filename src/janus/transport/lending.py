@@ -25,8 +25,9 @@ _KEEP_BYTES = 256 << 20
 #: Loans that one wire may have out: more than any link's credits.
 SLOTS = 4096
 _TABLE_BYTES = 4 * SLOTS
-#: What a lost peer had borrowed is kept so long, in seconds, as it may still be computing on it; and so much of it.
-_QUARANTINE_S = 10.0
+#: What a lost peer had borrowed is kept so long, in seconds, as it may still be computing on it; and so much of it at
+#: most, or a quarter of the segment.
+QUARANTINE_S = 10.0
 _QUARANTINE_BYTES = 256 << 20
 _MASK = 0xFFFFFFFF
 
@@ -47,6 +48,7 @@ class SharedPool(BufferPool):
         self._blocks: dict[int, weakref.ref[Bytes]] = {}
         self._dead: deque[tuple[int, int]] = deque()
         self._tables: deque[Table] = deque()
+        self._quarantine_bytes = min(_QUARANTINE_BYTES, segment.nbytes // 4)
         self._quarantine: deque[tuple[float, Loans]] = deque()
 
     @property
@@ -60,7 +62,7 @@ class SharedPool(BufferPool):
         """Return the offset in the segment of the payload in ``buffer``, ``None`` if it lies elsewhere."""
         return self.segment.where(buffer.address + buffer.at)
 
-    def _fresh(self, log2: int) -> tuple[Bytes, int]:
+    def _fresh(self, log2: int) -> Buffer:
         self.settle()
         with self._lock:
             self._bury()
@@ -72,10 +74,10 @@ class SharedPool(BufferPool):
                 self._bury()
                 offset = self._space.take(log2)
         if offset is None:
-            return aligned_empty(1 << log2)
+            return Buffer(*aligned_empty(1 << log2), None)
         array, address = self.segment.array(offset, 1 << log2)
         self._blocks[offset] = weakref.ref(array, functools.partial(self._died, offset, log2))
-        return array, address
+        return Buffer(array, address, self)
 
     def _died(self, offset: int, log2: int, _: object) -> None:
         """Called in any thread and at any time, so without a lock."""
@@ -104,22 +106,21 @@ class SharedPool(BufferPool):
 
     def quarantine(self, loans: Loans) -> None:
         """Take over what a peer still had when its wire was lost, until it certainly does not compute on it."""
-        self._quarantine.append((time.monotonic() + _QUARANTINE_S, loans))
+        with self._lock:
+            self._quarantine.append((time.monotonic() + QUARANTINE_S, loans))
         self.settle()
 
     def settle(self) -> None:
         """Take back what has been in quarantine for long enough, or is too much."""
-        held = sum(loans.nbytes for _, loans in list(self._quarantine))
-        while self._quarantine:
-            try:
-                until, loans = self._quarantine.popleft()
-            except IndexError:  # another thread was faster
-                return
-            if loans.nbytes and until > time.monotonic() and held <= _QUARANTINE_BYTES:
-                self._quarantine.appendleft((until, loans))
-                return
-            held -= loans.nbytes
-            self._tables.append(loans.forget())
+        with self._lock:
+            held = sum(loans.nbytes for _, loans in self._quarantine)
+            while self._quarantine:
+                until, loans = self._quarantine[0]
+                if loans.nbytes and until > time.monotonic() and held <= self._quarantine_bytes:
+                    break
+                self._quarantine.popleft()
+                held -= loans.nbytes
+                self._tables.append(loans.forget())
 
 
 class Table:
