@@ -23,6 +23,8 @@ SYSCTLS = {
     "net/ipv4/tcp_congestion_control": "reno",  # the only one that every kernel has and lets a namespace use
     "net/ipv4/tcp_slow_start_after_idle": "0",  # else a pause between two steps costs the next one round trips
     "net/ipv4/tcp_no_metrics_save": "1",  # else a connection starts with what one before it met on another setting
+    "net/ipv4/tcp_rmem": "4096 131072 6291456",  # what Linux ships with; many a machine has been tuned
+    "net/ipv4/tcp_wmem": "4096 16384 4194304",
     "net/ipv6/conf/all/disable_ipv6": "1",  # else neighbour discovery shows up in the counters
     "net/ipv6/conf/default/disable_ipv6": "1",
 }

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.testbed.spec import Measured, TestbedError
 
-# Isolated and without site-packages: starts in a third of the time.
-_PROBE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("probe.py"))]
+#: Isolated and without site-packages: starts in a third of the time.
+PROBE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("probe.py"))]
 _TIMEOUT_S = 30.0
 
 
@@ -25,13 +25,13 @@ def between(
     Raises:
         TestbedError: they cannot talk to each other.
     """
-    serve = [*destination, *_PROBE, "serve"]
+    serve = [*destination, *PROBE, "serve"]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
             port = server.stdout.readline().strip()
             done = subprocess.run(
-                [*source, *_PROBE, "measure", address, port, str(rounds), str(seconds)],
+                [*source, *PROBE, "measure", address, port, str(rounds), str(seconds)],
                 capture_output=True,
                 text=True,
                 check=False,

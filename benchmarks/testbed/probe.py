@@ -79,8 +79,38 @@ def measure(address: str, port: int, rounds: int, seconds: float) -> dict[str, o
         }
 
 
+def sink() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("0.0.0.0", 0))
+        print(sock.getsockname()[1], flush=True)
+        while True:
+            sock.recv(1 << 16)
+
+
+def pace(address: str, port: int, per_s: int, seconds: float, nbytes: int) -> None:
+    datagram = bytes(nbytes)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((address, port))
+        start = time.perf_counter()
+        for index in range(int(per_s * seconds)):
+            while time.perf_counter() < start + index / per_s:
+                pass
+            sock.send(datagram)
+
+
+def main(command: str, *arguments: str) -> None:
+    match command, arguments:
+        case "serve", ():
+            serve()
+        case "measure", (address, port, rounds, seconds):
+            print(json.dumps(measure(address, int(port), int(rounds), float(seconds))))
+        case "sink", ():
+            sink()
+        case "pace", (address, port, per_s, seconds, nbytes):
+            pace(address, int(port), int(per_s), float(seconds), int(nbytes))
+        case _:
+            sys.exit(__doc__)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve()
-    else:
-        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))))
+    main(*sys.argv[1:])
