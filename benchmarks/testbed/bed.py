@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
@@ -116,19 +117,25 @@ class Testbed:
 
     def close(self) -> None:
         """End what runs in the nodes and remove them. May be called twice."""
-        for child in self._children:
+        links, self._links = self._links, None
+        try:
+            self._end_children()
+            if links is not None:
+                links.close()
+        finally:
+            namespaces.remove(self._names.values())
+
+    def _end_children(self) -> None:
+        children, self._children = self._children, []
+        for child in children:
             child.terminate()
-        for child in self._children:
+        deadline = time.monotonic() + _EXIT_TIMEOUT_S
+        for child in children:
             try:
-                child.wait(_EXIT_TIMEOUT_S)
+                child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        self._children.clear()
-        if self._links is not None:
-            self._links.close()
-            self._links = None
-        namespaces.remove(self._names.values())
 
     @property
     def backend(self) -> str:

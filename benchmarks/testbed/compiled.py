@@ -16,7 +16,7 @@ FLAGS = ("-O2", "-std=c++17", "-Wall", "-Wextra")
 _COMPILE_TIMEOUT_S = 120
 
 
-def compiler() -> str | None:
+def _compiler() -> str | None:
     """Path of the C++ compiler: ``$CXX``, c++, g++ or clang++; None where there is none."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         path = shutil.which(name) if name else None
@@ -31,7 +31,7 @@ def switch() -> Path:
     Raises:
         TestbedUnavailable: no compiler, or it failed.
     """
-    found = compiler()
+    found = _compiler()
     if found is None:
         raise TestbedUnavailable("no C++ compiler (looked for $CXX, c++, g++, clang++); install g++")
     version = subprocess.run([found, "--version"], capture_output=True, check=False, timeout=_COMPILE_TIMEOUT_S)

@@ -17,7 +17,7 @@ from benchmarks.testbed.spec import LinkSpec, LinkTraffic, TestbedError
 
 #: Of a port. Several times what the TCP connections of a testbed keep in flight, as a loss costs 200 ms.
 QUEUE_BYTES = 64 << 20
-_ANSWER_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 20.0
 _EXIT_TIMEOUT_S = 5.0
 
 

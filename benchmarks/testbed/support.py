@@ -11,7 +11,7 @@ from typing import Literal
 
 from benchmarks.testbed import compiled, namespaces
 from benchmarks.testbed.namespaces import Name, run
-from benchmarks.testbed.spec import TestbedError
+from benchmarks.testbed.spec import TestbedError, TestbedUnavailable
 
 Backend = Literal["netem", "emulated"]
 
@@ -60,8 +60,10 @@ def _links(probe: Name) -> tuple[Backend, str | None]:
         run(["ip", "-n", str(probe), "tuntap", "add", "dev", "net0", "mode", "tun"])
     except TestbedError as error:
         return "emulated", f"the kernel has no tc netem, and TUN devices are not permitted here ({error})"
-    if compiled.compiler() is None:
-        return "emulated", "the kernel has no tc netem, and to emulate it takes a C++ compiler: install g++"
+    try:
+        compiled.switch()
+    except TestbedUnavailable as error:
+        return "emulated", f"the kernel has no tc netem, and to emulate it takes a C++ compiler: {error}"
     return "emulated", None
 
 

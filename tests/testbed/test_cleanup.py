@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.testbed import Testbed, namespaces
+from benchmarks.testbed import Testbed, held, namespaces
 from benchmarks.testbed.__main__ import main
 from benchmarks.testbed.namespaces import Name, this_process
 
@@ -86,8 +86,8 @@ def test_where_it_is_not_possible_the_check_says_so_in_one_line_and_succeeds(
 
 def test_up_exec_down(permitted: None, capfd: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "benchmarks.testbed"]
-    if "none was up" not in subprocess.run([*command, "down"], cwd=ROOT, capture_output=True, text=True).stdout:  # noqa: PLW1510
-        pytest.fail("there was a testbed up on this machine; it has been taken down, run the test again")
+    if held.holders():
+        pytest.skip("somebody has a testbed up on this machine, which `down` would take down, too")
     subprocess.run([*command, "up", "--nodes", "a0", "e0"], cwd=ROOT, check=True, timeout=20)
     try:
         inside = subprocess.run(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.testbed import LinkSpec, LinkTraffic, Testbed, TestbedError
+from benchmarks.testbed.links import SIZES, round_trips
 
 # A message of argv[3] bytes to argv[1]:argv[2], and its echo.
 ECHO = """
@@ -71,7 +72,7 @@ def send(bed: Testbed) -> Send:
     return run
 
 
-@pytest.mark.parametrize(("latency_us", "rate_gbit"), [(200, 1), (50, 10)])
+@pytest.mark.parametrize(("latency_us", "rate_gbit"), [(200, 0.5), (50, 1)])
 def test_round_trip_and_rate_are_as_set(bed: Testbed, latency_us: float, rate_gbit: float) -> None:
     bed.set_link(LinkSpec(latency_us=latency_us, rate_gbit=rate_gbit))
     seen = []
@@ -83,6 +84,15 @@ def test_round_trip_and_rate_are_as_set(bed: Testbed, latency_us: float, rate_gb
         if measured.rtt_p50_us <= 2 * latency_us + 150 and measured.gbit_per_s >= 0.85 * rate_gbit:
             return
     pytest.fail(f"set {latency_us} us, {rate_gbit} Gbit/s; measured {seen}")
+
+
+def test_a_link_over_ucx_crosses_nodes_without_further_settings(bed: Testbed) -> None:
+    bed.set_link(LinkSpec(latency_us=200, rate_gbit=10))
+    before = bed.traffic()["a0", "a1"]
+    measured = round_trips(bed, "link-ucx", rounds=10)
+    sent = bed.traffic()["a0", "a1"] - before
+    assert all(measured[str(size)]["p50"] >= 2 * (200 + size * 8e-3 / 10) for size in SIZES)
+    assert sent.bytes >= 10 * sum(SIZES)
 
 
 def test_bytes_are_counted_where_they_went(bed: Testbed, send: Send) -> None:

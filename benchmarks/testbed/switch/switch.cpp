@@ -140,6 +140,7 @@ void Switch::receive(size_t source) {
     const ssize_t size = read(port.tun, data.get(), kBufferBytes);
     uint32_t address = 0;
     Packet packet{nullptr, size_t(std::max<ssize_t>(size, 0)), 0, 0, source, 0, 0};
+    if (size < 0 && errno != EAGAIN && errno != EINTR) fail("a node's device is gone");
     if (size < 0 || !parse(data.get(), packet, address)) {
       spare_.push_back(std::move(data));
       if (size < 0) return;
