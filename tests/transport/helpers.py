@@ -13,6 +13,7 @@ from janus.errors import LinkBusy, LinkError
 from janus.messages import PROTOCOL_VERSION, Message
 from janus.messages.control import Identity, Role
 from janus.transport import InFrame, Kind, Link, LinkHandler, LinkOptions, Listener, TransportKind, connect, listen
+from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import HandlerFactory
 
 SECRET = b"a secret of the tests"
@@ -104,6 +105,7 @@ async def serving(
     me: Identity | None = None,
     admit: Callable[[Identity], object] = lambda _: None,
     options: LinkOptions | None = None,
+    pool: BufferPool | None = None,
 ) -> AsyncIterator[Server]:
     handlers: list[LinkHandler] = []
 
@@ -120,6 +122,7 @@ async def serving(
         admit=admit,  # type: ignore[arg-type]
         handler_factory=factory,
         options=options,
+        pool=pool,
     )
     try:
         yield Server(listener, handlers)
@@ -135,6 +138,7 @@ async def dial(
     secret: bytes = SECRET,
     me: Identity | None = None,
     options: LinkOptions | None = None,
+    pool: BufferPool | None = None,
     timeout_s: float = 5.0,
 ) -> Link:
     return await connect(
@@ -145,6 +149,7 @@ async def dial(
         secret=secret,
         handler=handler,
         options=options,
+        pool=pool,
         timeout_s=timeout_s,
     )
 
@@ -157,10 +162,11 @@ async def linked(
     *,
     options: LinkOptions | None = None,
     server_options: LinkOptions | None = None,
+    pool: BufferPool | None = None,
 ) -> AsyncIterator[tuple[Link, Link]]:
-    """The connecting and the listening end of one link."""
+    """The connecting and the listening end of one link; ``pool`` is the connecting end's."""
     async with serving(kind, lambda _: server, options=server_options or options) as served:
-        link = await dial(kind, served.listener.port, client, options=options)
+        link = await dial(kind, served.listener.port, client, options=options, pool=pool)
         try:
             # The listener has its end before the connector's is up, except in memory across loops.
             yield link, served.link

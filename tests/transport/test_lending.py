@@ -127,8 +127,8 @@ def test_threads_never_share_a_block_by_accident() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["lend", "release", "collect"]), st.integers(0, 99)), max_size=120))
 def test_a_loan_ends_when_the_borrower_says_so_in_any_order(events: list[tuple[str, int]]) -> None:
     pool = small_pool()
-    table = pool.table()
-    loans = Loans(table)
+    loans = pool.loans()
+    table = loans._table
     out: dict[tuple[int, int], int] = {}
     for what, number in events:
         if what == "lend":
@@ -150,8 +150,8 @@ def test_a_loan_ends_when_the_borrower_says_so_in_any_order(events: list[tuple[s
 
 def test_a_late_borrower_ends_no_loan_but_its_own() -> None:
     pool = small_pool()
-    table = pool.table()
-    loans = Loans(table)
+    loans = pool.loans()
+    table = loans._table
     first = loans.lend(pool.take(100))
     assert first is not None
     pool.quarantine(loans)
@@ -166,8 +166,8 @@ def test_a_late_borrower_ends_no_loan_but_its_own() -> None:
 
 def test_a_held_loan_does_not_hold_up_the_others() -> None:
     pool = small_pool()
-    table = pool.table()
-    loans = Loans(table)
+    loans = pool.loans()
+    table = loans._table
     loans.lend(pool.take(100))
     for _ in range(3 * SLOTS):
         loan = loans.lend(pool.take(100))
@@ -178,7 +178,7 @@ def test_a_held_loan_does_not_hold_up_the_others() -> None:
 
 def test_more_loans_than_slots_are_refused() -> None:
     pool = SharedPool(HostSegment(16 << 20))
-    loans = Loans(pool.table())
+    loans = pool.loans()
     assert all(loans.lend(pool.take(100)) is not None for _ in range(SLOTS))
     assert loans.lend(pool.take(100)) is None
 
@@ -189,7 +189,7 @@ def test_quarantine_ends_in_time_or_when_it_is_too_much(monkeypatch: pytest.Monk
     pool = small_pool(keep_bytes=0)
     lost = []
     for nbytes in (1 << 16, 1 << 17, 1 << 17):
-        loans = Loans(pool.table())
+        loans = pool.loans()
         loans.lend(pool.take(nbytes))
         pool.quarantine(loans)
         lost.append(loans)

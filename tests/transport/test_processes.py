@@ -36,7 +36,7 @@ def peer(kind: TransportKind) -> Iterator[tuple[subprocess.Popen[str], int]]:
         child.stdout.close()
 
 
-@pytest.fixture(params=["ucx", "tcp"])
+@pytest.fixture(params=["ucx", "tcp", "shm"])
 def over(request: pytest.FixtureRequest) -> TransportKind:
     found: TransportKind = request.param
     return found

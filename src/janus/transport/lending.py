@@ -48,6 +48,7 @@ class SharedPool(BufferPool):
         self._blocks: dict[int, weakref.ref[Bytes]] = {}
         self._dead: deque[tuple[int, int]] = deque()
         self._tables: deque[Table] = deque()
+        self._lenders: weakref.WeakSet[Loans] = weakref.WeakSet()
         self._quarantine_bytes = min(_QUARANTINE_BYTES, segment.nbytes // 4)
         self._quarantine: deque[tuple[float, Loans]] = deque()
 
@@ -64,20 +65,26 @@ class SharedPool(BufferPool):
 
     def _fresh(self, log2: int) -> Buffer:
         self.settle()
-        with self._lock:
-            self._bury()
-            offset = self._space.take(log2)
-            if offset is None:
-                # What lies ready in other sizes may add up to one of this size.
-                self._free.clear()
-                self._kept_bytes = 0
-                self._bury()
-                offset = self._space.take(log2)
+        offset = self._block(log2)
+        if offset is None:
+            # What peers have released out of order, and what lies ready in other sizes, may make room.
+            with self._lock:
+                lenders = list(self._lenders)
+            for loans in lenders:
+                loans.collect_all()
+            self._free.clear()
+            self._kept_bytes = 0
+            offset = self._block(log2)
         if offset is None:
             return Buffer(*aligned_empty(1 << log2), None)
         array, address = self.segment.array(offset, 1 << log2)
         self._blocks[offset] = weakref.ref(array, functools.partial(self._died, offset, log2))
         return Buffer(array, address, self)
+
+    def _block(self, log2: int) -> int | None:
+        with self._lock:
+            self._bury()
+            return self._space.take(log2)
 
     def _died(self, offset: int, log2: int, _: object) -> None:
         """Called in any thread and at any time, so without a lock."""
@@ -92,21 +99,26 @@ class SharedPool(BufferPool):
 
     # -- what peers have borrowed ---------------------------------------------------------------------------------
 
-    def table(self) -> Table:
-        """Return a table of slots for one wire. It comes back by ``quarantine``.
+    def loans(self) -> Loans:
+        """Return the book of loans for one wire of the running thread. It ends with ``quarantine``.
 
         Raises:
             MemoryError: the segment is exhausted.
         """
         self.settle()
         try:
-            return self._tables.pop()
+            table = self._tables.pop()
         except IndexError:
-            return Table(self)
+            table = Table(self)
+        loans = Loans(table)
+        with self._lock:
+            self._lenders.add(loans)
+        return loans
 
     def quarantine(self, loans: Loans) -> None:
         """Take over what a peer still had when its wire was lost, until it certainly does not compute on it."""
         with self._lock:
+            self._lenders.discard(loans)
             self._quarantine.append((time.monotonic() + QUARANTINE_S, loans))
         self.settle()
 
@@ -153,10 +165,11 @@ class Table:
 
 
 class Loans:
-    """The buffers that one wire has lent to its peer. For the wire's loop only."""
+    """The buffers that one wire has lent to its peer. For the thread that made it, until it is in quarantine."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._thread = threading.get_ident()
         self._out: deque[tuple[int, int, Buffer]] = deque()
         self._look_at_all = 16
 
@@ -182,7 +195,7 @@ class Loans:
         table = self._table
         slot = table.slot()
         if slot is None:
-            self._collect_all()
+            self.collect_all()
             if (slot := table.slot()) is None:
                 return None
         generation = table.generation = (table.generation + 1) & _MASK or 1
@@ -201,9 +214,12 @@ class Loans:
             table.free.append(slot)
             buffer.release()
         if len(out) >= self._look_at_all:
-            self._collect_all()
+            self.collect_all()
 
-    def _collect_all(self) -> None:
+    def collect_all(self) -> None:
+        """Release all that the peer has released. Does nothing in another thread than its own."""
+        if threading.get_ident() != self._thread:
+            return
         kept: deque[tuple[int, int, Buffer]] = deque()
         for loan in self._out:
             slot, generation, buffer = loan

@@ -125,7 +125,7 @@ class ShmWire:
     def _lend(self, buffer: Buffer, nbytes: int) -> None:
         offset = self._shared.where(buffer)
         if offset is None:
-            private, buffer = buffer, self.pool.take(nbytes)
+            private, buffer = buffer, self._shared.take(nbytes)
             payload = nbytes - HEADER_BYTES
             buffer.view[:HEADER_BYTES] = private.header[:HEADER_BYTES]
             buffer.array[buffer.at : buffer.at + payload] = private.array[private.at : private.at + payload]
@@ -152,7 +152,7 @@ class ShmWire:
         """Share our memory with the other end, unless that was done; return whether it is shared."""
         if self._loans is None:
             try:
-                self._loans = Loans(self._shared.table())
+                self._loans = self._shared.loans()
             except MemoryError:
                 return False
             message = _MESSAGE.pack(_SEGMENT, _VERSION, SLOTS, 0, self._loans.table_offset, 0)
