@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TestbedError, ValueError) as error:
         print(f"testbed: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -36,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.testbed", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     checking = commands.add_parser("check", help="bring one up, measure and try it, take it down")
-    checking.set_defaults(run=lambda given: check(check_nodes(given.nodes), _say))
+    checking.set_defaults(run=lambda given: check(check_nodes(given.nodes), _say, given.backend))
+    checking.add_argument("--backend", choices=("netem", "emulated"), help="default: netem where the kernel has it")
     up = commands.add_parser("up", help="bring one up and leave it so")
     up.set_defaults(run=_up)
     for command in (checking, up):

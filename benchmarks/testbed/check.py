@@ -9,6 +9,7 @@ from collections.abc import Callable
 from benchmarks.testbed import namespaces
 from benchmarks.testbed.bed import Testbed
 from benchmarks.testbed.spec import LinkSpec, TestbedError
+from benchmarks.testbed.support import Backend
 
 NODES = ("a0", "a1", "e0", "e1")
 _SETTINGS = (LinkSpec(latency_us=200, rate_gbit=1), LinkSpec(latency_us=50, rate_gbit=10))
@@ -29,14 +30,14 @@ while True:
 """
 
 
-def check(nodes: tuple[str, ...], say: Callable[[str], None]) -> None:
+def check(nodes: tuple[str, ...], say: Callable[[str], None], backend: Backend | None = None) -> None:
     """Run the check and report it line by line.
 
     Raises:
         TestbedUnavailable: this machine does not permit a testbed.
         TestbedError: something is not as it should be.
     """
-    with Testbed(nodes) as bed:
+    with Testbed(nodes, backend=backend) as bed:
         say(f"up: nodes {', '.join(nodes)}; links: {bed.backend}")
         for spec in _SETTINGS:
             _measure(bed, spec, say)

@@ -79,11 +79,12 @@ class EmulatedLinks:
 
     def close(self) -> None:
         """End the program and wait for its end. May be called twice."""
+        self._process.terminate()  # it has nothing to save
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
         try:
-            self._process.wait(_EXIT_TIMEOUT_S)  # it ends with its stdin
+            self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

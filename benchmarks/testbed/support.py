@@ -13,6 +13,13 @@ from benchmarks.testbed import compiled, namespaces
 from benchmarks.testbed.namespaces import Name, run
 from benchmarks.testbed.spec import TestbedError, TestbedUnavailable
 
+_NETEM_TRIAL = """\
+qdisc replace dev lo root netem delay 1us rate 1gbit
+qdisc replace dev lo root tbf rate 1gbit burst 131072 limit 1000000
+qdisc add dev lo clsact
+filter add dev lo ingress protocol ip u32 match ip dst 127.0.0.1/32 action ok index 1
+"""
+
 Backend = Literal["netem", "emulated"]
 
 
@@ -68,11 +75,11 @@ def _links(probe: Name) -> tuple[Backend, str | None]:
 
 
 def has_netem(namespace: Name) -> bool:
-    """Whether the kernel has netem: asked by using it."""
-    if shutil.which("tc") is None:
+    """Whether the kernel has netem, and what else `netem.py` needs of it: asked by using it."""
+    if shutil.which("tc") is None or shutil.which("bridge") is None:
         return False
     try:
-        run(["tc", "-n", str(namespace), "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1us"])
+        run(["tc", "-n", str(namespace), "-batch", "-"], _NETEM_TRIAL)
     except TestbedError:
         return False
     return True

@@ -107,7 +107,7 @@ void Switch::open_tun(Port& port) {
   std::strcpy(request.ifr_name, "net0");
   request.ifr_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR;
   if (ioctl(port.tun, TUNSETIFF, &request) < 0) fail("cannot make a TUN device");
-  // Without these a segment of 64 KiB would cross as 45 packets of 1500 bytes, two system calls each.
+  // Without these a segment of 64 KiB would cross as packets of the device's size, two system calls each.
   if (ioctl(port.tun, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4) < 0) fail("TUNSETOFFLOAD");
 }
 
