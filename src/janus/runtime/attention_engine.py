@@ -61,13 +61,15 @@ class AttentionEngine:
         micro_batches: MicroBatchPolicy,
         recovery_timeout_s: float,
         publish: Callable[[StepNews], None],
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """``micro_batches`` decides how many steps are in flight at the same time."""
+        """``micro_batches`` decides how many steps are in flight at the same time, by what ``clock_ns`` measures."""
         self._model = model
         self._kv = kv
         self._batcher = batcher
         self._exchange = exchange
         self._policy = micro_batches
+        self._clock_ns = clock_ns
         self._recovery_timeout_s = recovery_timeout_s
         self._publish_news = publish
         self._eos = tuple(model.config.eos_token_ids)
@@ -127,7 +129,7 @@ class AttentionEngine:
         with torch.inference_mode():
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    started = time.perf_counter_ns()
+                    started = self._clock_ns()
                     plan = self._plan()
                     if plan is None:
                         if not self._batcher.has_requests:
@@ -135,7 +137,7 @@ class AttentionEngine:
                         self._wake.clear()
                         await self._wake.wait()
                         continue
-                    self.times.plan_ns += time.perf_counter_ns() - started
+                    self.times.plan_ns += self._clock_ns() - started
                     if self.micro_batches == 1:
                         await self._step(plan, started)  # a task of its own would gain nothing
                     else:
@@ -171,12 +173,12 @@ class AttentionEngine:
             self._wake.set()
 
     async def _compute(self, plan: StepPlan, started_ns: int) -> None:
-        watch = Stopwatch(self.times)
+        watch = Stopwatch(self.times, self._clock_ns)
         chosen, idle_ns = self.micro_batches, self.times.idle_ns
         try:
             if not self._exchange.ready():
                 await self._wait_for_experts(plan)
-            self._turns.begin(time.perf_counter_ns())
+            self._turns.begin(self._clock_ns())
             try:
                 logits = await self._forward(plan, watch)
                 ids, logprobs = sample(logits, plan.sampling)
@@ -200,7 +202,7 @@ class AttentionEngine:
         actions = self._batcher.step_done(plan, ids, logprobs)
         self.times.steps += 1
         self.times.tokens += len(plan.sampling)
-        step_ns = time.perf_counter_ns() - started_ns
+        step_ns = self._clock_ns() - started_ns
         self.times.total_ns += step_ns
         self._policy.record(
             StepSample(
@@ -215,7 +217,7 @@ class AttentionEngine:
         watch.lap("publish_ns")
 
     def _unsettle(self) -> None:
-        self._settled_ns = time.perf_counter_ns()
+        self._settled_ns = self._clock_ns()
 
     async def _forward(self, plan: StepPlan, watch: Stopwatch) -> torch.Tensor:
         model, exchange, turns = self._model, self._exchange, self._turns
@@ -231,7 +233,7 @@ class AttentionEngine:
         )
         h_TH = model.embed(batch)
         watch.lap("embed_ns")
-        yielded_ns = time.perf_counter_ns()
+        yielded_ns = self._clock_ns()
         for layer in range(model.config.num_layers):
             h_TH, x_TH = model.attention(layer, h_TH, batch, self._kv)
             watch.lap("attention_ns")
@@ -253,7 +255,7 @@ class AttentionEngine:
                 # A long prefill: links must be answered meanwhile, or peers take us for dead.
                 turns.pause(now_ns)
                 await asyncio.sleep(0)
-                yielded_ns = time.perf_counter_ns()
+                yielded_ns = self._clock_ns()
                 turns.resume(yielded_ns)
         logits_RV = model.logits(h_TH, batch)
         watch.lap("logits_ns")

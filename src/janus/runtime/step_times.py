@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 
@@ -41,15 +41,16 @@ class StepTimes:
 class Stopwatch:
     """Charges the time since the last ``lap`` to a field of ``StepTimes``."""
 
-    __slots__ = ("_last", "_times")
+    __slots__ = ("_clock_ns", "_last", "_times")
 
-    def __init__(self, times: StepTimes) -> None:
+    def __init__(self, times: StepTimes, clock_ns: Callable[[], int]) -> None:
         self._times = times
-        self._last = time.perf_counter_ns()
+        self._clock_ns = clock_ns
+        self._last = clock_ns()
 
     def lap(self, field: str) -> int:
         """Add the time since the last lap to ``field``; return the time now, in nanoseconds."""
-        now = time.perf_counter_ns()
+        now = self._clock_ns()
         setattr(self._times, field, getattr(self._times, field) + now - self._last)
         self._last = now
         return now
