@@ -114,18 +114,19 @@ def test_inside_a_node_the_network_is_the_loopback_and_nothing_is_counted(bed: T
     assert bed.traffic() == before
 
 
-def test_senders_that_meet_at_one_node_share_its_rate(bed: Testbed) -> None:
+@pytest.mark.parametrize("pairs", [(("a0", "e0"), ("a1", "e0")), (("a0", "e0"), ("a0", "a1"))], ids=["in", "out"])
+def test_flows_that_meet_at_a_node_share_its_rate(bed: Testbed, pairs: tuple[tuple[str, str], ...]) -> None:
     bed.set_link(LinkSpec(latency_us=50, rate_gbit=1))
-    servers = [bed.popen("e0", [*PYTHON, SWALLOW], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ports = []
-    for server in servers:
+    for _, destination in pairs:
+        server = bed.popen(destination, [*PYTHON, SWALLOW], stdout=subprocess.PIPE, text=True)
         with server.stdout as out:
             ports.append(out.readline().strip())
     start = time.perf_counter()
     nbytes = 12_500_000  # 100 ms at 1 Gbit/s
     clients = [
-        bed.popen(node, [*PYTHON, SEND, bed.address("e0"), port, str(nbytes)])
-        for node, port in zip(("a0", "a1"), ports, strict=True)
+        bed.popen(source, [*PYTHON, SEND, bed.address(destination), port, str(nbytes)])
+        for (source, destination), port in zip(pairs, ports, strict=True)
     ]
     assert [client.wait(10) for client in clients] == [0, 0]
     assert time.perf_counter() - start >= 0.2
