@@ -92,7 +92,7 @@ def test_it_climbs_to_as_many_as_pay() -> None:
 def test_what_cannot_pay_is_never_tried() -> None:
     """Hardly any idle time: the second micro-batch would only read every expert once more."""
     policy = AutoMicroBatches()
-    assert set(run(policy, world_of(0.010, 0.001, idle=0.05), 5000)) == {1}
+    assert set(run(policy, world_of(0.010, 0.001, idle=0.04), 5000)) == {1}
     assert policy.explored_steps == 0
 
 

@@ -73,7 +73,7 @@ class Limits:
     #: Throughput that one more micro-batch must win. One less need only lose nothing.
     gain: float = 0.05
     #: Idle share of a step below which one more is not even tried: overlap wins at most what is idle.
-    idle: float = 0.1
+    idle: float = 0.05
 
 
 @dataclass(slots=True)
