@@ -334,6 +334,7 @@ WILD = {
     "unaligned": (message(b"JREF", 0, 1, 4, 64), "not within"),
     "nothing": (message(b"JREF", 0, 1, 0, 0), "not within"),
     "slot": (message(b"JREF", 4096, 1, 0, 64), "slot 4096 of 4096"),
+    "shared twice": (GOOD, "a second time"),
     "wrong header": (message(b"JREF", 0, 1, 0, 64), "not a Janus frame"),
 }
 
@@ -370,7 +371,7 @@ async def test_a_reference_to_what_is_not_there_is_named(lie: str) -> None:
     options = LinkOptions(heartbeat_s=60, silence_s=90, max_payload=100_000)
     async with linked("shm", Recorder(), server, options=options) as (link, _):
         say(link, GOOD, memfd(SEGMENT))
-        say(link, data + bytes(64))
+        say(link, data if data == GOOD else data + bytes(64))
         await server.until(lambda: bool(server.closed))
         assert isinstance(server.closed[0], ProtocolViolation) and words in str(server.closed[0])
         assert server.frames == []

@@ -27,7 +27,7 @@ class Lender:
         #: Payloads that were dropped, not released, watched until their last view is gone.
         self._dropped: dict[Loan, weakref.ref[Bytes]] = {}
 
-    def borrow(self, header: memoryview, loan: Loan, offset: int, nbytes: int) -> Borrowed:
+    def borrow(self, header: bytearray, loan: Loan, offset: int, nbytes: int) -> Borrowed:
         """Return what the peer has announced as lent.
 
         Raises:
@@ -66,12 +66,11 @@ class Borrowed(Buffer):
 
     at = 0
 
-    def __init__(self, array: Bytes, address: int, header: memoryview, lender: Lender, loan: Loan) -> None:
+    def __init__(self, array: Bytes, address: int, header: bytearray, lender: Lender, loan: Loan) -> None:
         self.array = array
         self.address = address
         self.view = array.data
         self.header = header
-        self._pool = self._shares = None
         self._lender: Lender | None = lender
         self._loan = loan
 

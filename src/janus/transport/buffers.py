@@ -11,7 +11,7 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-from janus.transport.frame import HEADER_BYTES
+from janus.transport.frame import HEADER_BYTES, Writable
 
 ALIGNMENT = 64
 _SMALLEST_LOG2 = 10
@@ -41,7 +41,8 @@ class Buffer:
         self.array = array
         #: Of the first byte; numpy takes a microsecond to tell, so it travels with the memory.
         self.address = address
-        self.header = self.view = array.data
+        self.view: memoryview = array.data
+        self.header: Writable = self.view
         self._pool = pool
         #: One token for each holder of this memory beyond the first; made by the first ``share``.
         self._shares: list[None] | None = None
@@ -81,7 +82,7 @@ class SharedPart(Buffer):
 
     def __init__(self, whole: Buffer, first: int) -> None:
         self.array, self.address, self.view = whole.array, whole.address, whole.view
-        self.header = memoryview(bytearray(HEADER_BYTES))
+        self.header = bytearray(HEADER_BYTES)
         self.at = whole.at + first
         self._pool, self._shares = whole._pool, whole._shares
 

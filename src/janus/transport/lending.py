@@ -59,10 +59,6 @@ class SharedPool(BufferPool):
             self._bury()
             return self.segment.nbytes - self._space.free_bytes
 
-    def where(self, buffer: Buffer) -> int | None:
-        """Return the offset in the segment of the payload in ``buffer``, ``None`` if it lies elsewhere."""
-        return self.segment.where(buffer.address + buffer.at)
-
     def _fresh(self, log2: int) -> Buffer:
         self.settle()
         offset = self._block(log2)

@@ -44,9 +44,13 @@ _LOAN_BYTES = _MESSAGE.size + HEADER_BYTES
 INLINE_BYTES = (8 << 10) + HEADER_BYTES
 _SOCKET_BYTES = 256 << 10
 _READS_PER_EVENT = 16
+_SEEN_TO = -1
 _ONE_FD = socket.CMSG_SPACE(4)
 _CONNECT_RETRY_S = 0.005
 _PORTS = range(1024, 65536)
+
+
+Message = bytes | bytearray | memoryview
 
 
 class ShmWire:
@@ -62,6 +66,7 @@ class ShmWire:
         #: Frames whose payload had to be copied into shared memory to be sent.
         self.copied = 0
         self._shared = pool
+        self._where = pool.segment.where
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = sock
         self._handler: WireHandler | None = None
@@ -71,7 +76,7 @@ class ShmWire:
         #: What the next message is received into.
         self._spare: Buffer | None = None
         #: Messages that the kernel did not take yet, with the buffer to release or the descriptor to send.
-        self._outbox: deque[tuple[bytes | memoryview, Buffer | int | None]] = deque()
+        self._outbox: deque[tuple[Message, Buffer | int | None]] = deque()
 
     def start(self, handler: WireHandler) -> None:
         first = self._handler is None
@@ -101,46 +106,51 @@ class ShmWire:
         if loans is not None:
             loans.collect()
             self._shared.quarantine(loans)
-            if loans:
+            if len(loans):
                 self._loop.call_later(QUARANTINE_S + 1, self._shared.settle)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     def reference(self, buffer: Buffer, first: int, nbytes: int) -> Buffer | None:
-        if nbytes + HEADER_BYTES <= INLINE_BYTES or first % 64 or self._shared.where(buffer) is None:
+        if nbytes + HEADER_BYTES <= INLINE_BYTES or first % 64 or self._where(buffer.address) is None:
             return None
         return buffer.share(first)
 
     def send(self, buffer: Buffer, nbytes: int) -> None:
         if self._sock is None:
             buffer.release()
-            return
-        if self._loans:
-            self._loans.collect()
-        if nbytes > INLINE_BYTES and self.proven:
+        elif nbytes > INLINE_BYTES and self.proven:
             self._lend(buffer, nbytes)
         else:
             self._transmit(buffer.view[:nbytes], buffer)
+            if self._loans is not None:
+                self._loans.collect()
 
     def _lend(self, buffer: Buffer, nbytes: int) -> None:
-        offset = self._shared.where(buffer)
+        offset = self._where(buffer.address + buffer.at)
         if offset is None:
-            private, buffer = buffer, self._shared.take(nbytes)
-            payload = nbytes - HEADER_BYTES
-            buffer.view[:HEADER_BYTES] = private.header[:HEADER_BYTES]
-            buffer.array[buffer.at : buffer.at + payload] = private.array[private.at : private.at + payload]
-            private.release()
-            self.copied += 1
-            offset = self._shared.where(buffer)
-        loan = self._loans.lend(buffer) if offset is not None and self._export() and self._loans is not None else None
-        if loan is None or offset is None:
+            buffer = self._copy_in(buffer, nbytes)
+            offset = self._where(buffer.address + buffer.at)
+        loans = self._export() if self._loans is None else self._loans
+        loan = None if offset is None or loans is None else loans.lend(buffer)
+        if loan is None:
             buffer.release()
             self._fail(self._why_no_loan(nbytes))
             return
         message = self._message
-        _MESSAGE.pack_into(message, 0, _LOAN, *loan, 0, offset, nbytes - HEADER_BYTES)
+        _MESSAGE.pack_into(message, 0, _LOAN, loan[0], loan[1], 0, offset, nbytes - HEADER_BYTES)
         message[_MESSAGE.size :] = buffer.header[:HEADER_BYTES]
         self._transmit(message, None)
+
+    def _copy_in(self, private: Buffer, nbytes: int) -> Buffer:
+        """Return ``private``'s frame in shared memory, or if there is none left in private memory again."""
+        buffer = self._shared.take(nbytes)
+        payload = nbytes - HEADER_BYTES
+        buffer.header[:HEADER_BYTES] = private.header[:HEADER_BYTES]
+        buffer.array[buffer.at : buffer.at + payload] = private.array[private.at : private.at + payload]
+        private.release()
+        self.copied += 1
+        return buffer
 
     def _why_no_loan(self, nbytes: int) -> str:
         if self._loans is not None and len(self._loans) >= SLOTS:
@@ -148,41 +158,43 @@ class ShmWire:
         size, used = self._shared.segment.nbytes, self._shared.used_bytes
         return f"no shared memory left for a frame of {nbytes} bytes: {used} of {size} are in use"
 
-    def _export(self) -> bool:
-        """Share our memory with the other end, unless that was done; return whether it is shared."""
-        if self._loans is None:
-            try:
-                self._loans = self._shared.loans()
-            except MemoryError:
-                return False
-            message = _MESSAGE.pack(_SEGMENT, _VERSION, SLOTS, 0, self._loans.table_offset, 0)
-            self._transmit(message, self._shared.segment.export())
-        return True
-
-    def _transmit(self, message: bytes | bytearray | memoryview, extra: Buffer | int | None) -> None:
-        if not self._outbox and self._try(message, extra):
-            return
-        self._outbox.append((bytes(message) if isinstance(message, bytearray) else message, extra))
-        if len(self._outbox) == 1 and self._sock is not None:
-            self._loop.add_writer(self._sock, self._on_writable)
-
-    def _try(self, message: bytes | bytearray | memoryview, extra: Buffer | int | None) -> bool:
-        """Return whether the kernel took the message, or never will."""
-        assert self._sock is not None
+    def _export(self) -> Loans | None:
+        """Share our memory with the other end, and return the book of what it borrows; ``None`` if there is no room."""
         try:
-            if isinstance(extra, int):
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [extra]))]
-                self._sock.sendmsg([message], rights)
-                return True
-            self._sock.send(message)
-        except (BlockingIOError, InterruptedError):
+            self._loans = self._shared.loans()
+        except MemoryError:
+            return None
+        message = _MESSAGE.pack(_SEGMENT, _VERSION, SLOTS, 0, self._loans.table_offset, 0)
+        self._transmit(message, self._shared.segment.export())
+        return self._loans
+
+    def _transmit(self, message: Message, extra: Buffer | int | None) -> None:
+        """Send a message, now or when the kernel takes it, with a descriptor; then release the buffer it lies in."""
+        sock = self._sock
+        if not self._outbox and sock is not None:
+            try:
+                if type(extra) is int:
+                    _send_with(sock, message, extra)
+                else:
+                    sock.send(message)
+            except OSError as error:
+                gone = self._gave_up(error)
+            else:
+                gone = True
+            if gone:
+                if isinstance(extra, Buffer):
+                    extra.release()
+                return
+            self._loop.add_writer(sock, self._on_writable)
+        self._outbox.append((bytes(message) if type(message) is bytearray else message, extra))
+
+    def _gave_up(self, error: OSError) -> bool:
+        """Return whether there is no use in trying again to send what met ``error``."""
+        if isinstance(error, BlockingIOError | InterruptedError):
             return False
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the other end is gone: the reader will say so, after what had arrived
-        except OSError as error:
+        # If the other end is gone the reader will say so, after what had arrived.
+        if not isinstance(error, BrokenPipeError | ConnectionResetError):
             self._fail(f"cannot send: {error}")
-        if isinstance(extra, Buffer):
-            extra.release()
         return True
 
     def _fail(self, problem: str) -> None:
@@ -194,8 +206,10 @@ class ShmWire:
         self._loop.call_soon(self._lose, LinkBroken(self.address, problem))
 
     def _on_writable(self) -> None:
-        while self._outbox and self._sock is not None and self._try(*self._outbox[0]):
-            self._outbox.popleft()
+        waiting, self._outbox = self._outbox, deque()
+        while waiting and not self._outbox:
+            self._transmit(*waiting.popleft())
+        self._outbox.extend(waiting)
         if not self._outbox and self._sock is not None:
             self._loop.remove_writer(self._sock)
 
@@ -212,6 +226,8 @@ class ShmWire:
             try:
                 if self._lender is None and self.proven:
                     got = self._receive_with_segment(sock, spare)
+                    if got == _SEEN_TO:
+                        continue
                 else:
                     got = sock.recv_into(spare.view)
                 frame = self._parse(spare, got)
@@ -241,12 +257,11 @@ class ShmWire:
             if magic == _LOAN:
                 if self._lender is None or got != _LOAN_BYTES:
                     raise ValueError("a reference to memory that is not shared")
-                nbytes += HEADER_BYTES
-                self._check(nbytes)
-                header = memoryview(bytes(spare.view[_MESSAGE.size : _LOAN_BYTES]))
-                return self._lender.borrow(header, (slot, generation), offset, nbytes - HEADER_BYTES), nbytes
+                self._check(HEADER_BYTES + nbytes)
+                header = bytearray(spare.view[_MESSAGE.size : _LOAN_BYTES])
+                return self._lender.borrow(header, (slot, generation), offset, nbytes), HEADER_BYTES + nbytes
             if magic == _SEGMENT:
-                return None  # it has been seen to with its descriptor
+                raise ValueError("memory is shared a second time, or malformed")
         if not got:
             return None
         self._check(got)
@@ -258,7 +273,10 @@ class ShmWire:
             raise ValueError(f"frame of {nbytes} bytes exceeds the limit of {self.max_frame}")
 
     def _receive_with_segment(self, sock: socket.socket, spare: Buffer) -> int:
-        """Receive a message that may carry the peer's memory. Whatever descriptors come are closed."""
+        """Receive a message; if it shares the peer's memory, open that and return ``_SEEN_TO``.
+
+        Whatever descriptors come are closed.
+        """
         got, ancillary, _, _ = sock.recvmsg_into([spare.view], _ONE_FD)
         fds = array.array("i")
         for level, kind, data in ancillary:
@@ -269,6 +287,7 @@ class ShmWire:
                 magic, version, slots, _, offset, _ = _MESSAGE.unpack_from(spare.view)
                 if magic == _SEGMENT:
                     self._open(fds, version, slots, offset)
+                    return _SEEN_TO
         finally:
             for fd in fds:
                 os.close(fd)
@@ -286,6 +305,10 @@ class ShmWire:
         self.close()
         if handler is not None:
             handler.on_lost(error)
+
+
+def _send_with(sock: socket.socket, message: Message, fd: int) -> None:
+    sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
 
 def _name(port: int) -> str:
