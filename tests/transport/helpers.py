@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import zlib
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
+import pytest
 
 from janus.errors import LinkBusy, LinkError
 from janus.messages import PROTOCOL_VERSION, Message
@@ -15,6 +17,9 @@ from janus.messages.control import Identity, Role
 from janus.transport import InFrame, Kind, Link, LinkHandler, LinkOptions, Listener, TransportKind, connect, listen
 from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import HandlerFactory
+
+#: Where shared memory cannot be had, its tests are skipped and say so.
+needs_shared_memory = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux with memfd_create")
 
 SECRET = b"a secret of the tests"
 HOST = "127.0.0.1"

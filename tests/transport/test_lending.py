@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,9 @@ from janus.transport import lending
 from janus.transport.buffers import Buffer, BufferPool
 from janus.transport.lending import SLOTS, Loans, SharedPool
 from janus.transport.segment import HostSegment, PeerSegment
+from tests.transport.helpers import needs_shared_memory
+
+pytestmark = needs_shared_memory
 
 SIZE = 1 << 20
 TABLE_BYTES = 4 * SLOTS
@@ -218,3 +223,16 @@ def test_a_segment_is_mapped_once_and_shows_the_same_bytes() -> None:
 def test_a_segment_of_a_wrong_size_is_refused(nbytes: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
         HostSegment(nbytes)
+
+
+def test_a_forked_process_gets_memory_of_its_own() -> None:
+    code = """
+import os
+from janus.transport import shared_pool
+ours = shared_pool()
+child = os.fork()
+if child == 0:
+    os._exit(shared_pool().segment.export() == ours.segment.export())
+assert os.waitpid(child, 0)[1] == 0 and shared_pool() is ours
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

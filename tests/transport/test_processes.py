@@ -16,7 +16,7 @@ import pytest
 from janus.errors import LinkBroken, LinkBusy
 from janus.messages.control import Leave
 from janus.transport import LinkOptions, TransportKind
-from tests.transport.helpers import Recorder, dial, eventually, post
+from tests.transport.helpers import Recorder, dial, eventually, needs_shared_memory, post
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def peer(kind: TransportKind) -> Iterator[tuple[subprocess.Popen[str], int]]:
         child.stdout.close()
 
 
-@pytest.fixture(params=["ucx", "tcp", "shm"])
+@pytest.fixture(params=["ucx", "tcp", pytest.param("shm", marks=needs_shared_memory)])
 def over(request: pytest.FixtureRequest) -> TransportKind:
     found: TransportKind = request.param
     return found

@@ -29,11 +29,14 @@ from tests.transport.helpers import (
     dial,
     eventually,
     linked,
+    needs_shared_memory,
     post,
     post_when_possible,
     serving,
 )
 from tests.transport.test_growth import descriptors, resident_mb
+
+pytestmark = needs_shared_memory
 
 LARGE = 50_000
 

@@ -11,8 +11,10 @@ import time
 
 from janus.errors import LinkBroken, LinkBusy
 from janus.transport import InFrame, Kind, Link, LinkOptions
-from tests.transport.helpers import DEADLINE_S, Recorder, dial
+from tests.transport.helpers import DEADLINE_S, Recorder, dial, needs_shared_memory
 from tests.transport.test_processes import peer
+
+pytestmark = needs_shared_memory
 
 PEERS = 6
 SIZES = (100, 5_000, 20_000, 300_000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import os
 import threading
 import time
 import weakref
@@ -251,6 +252,15 @@ def shared_pool() -> SharedPool:
         if _pool is None:
             _pool = SharedPool(HostSegment(SEGMENT_BYTES))
         return _pool
+
+
+def _forget() -> None:
+    """A forked process has the parent's memory mapped too, and must not hand it out a second time."""
+    global _pool  # noqa: PLW0603
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def require_shared(pool: BufferPool | None) -> SharedPool:

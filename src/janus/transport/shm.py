@@ -277,7 +277,7 @@ class ShmWire:
 
         Whatever descriptors come are closed.
         """
-        got, ancillary, _, _ = sock.recvmsg_into([spare.view], _ONE_FD)
+        got, ancillary, flags, _ = sock.recvmsg_into([spare.view], _ONE_FD)
         fds = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -286,6 +286,8 @@ class ShmWire:
             if got == _MESSAGE.size:
                 magic, version, slots, _, offset, _ = _MESSAGE.unpack_from(spare.view)
                 if magic == _SEGMENT:
+                    if flags & socket.MSG_CTRUNC and not fds:
+                        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                     self._open(fds, version, slots, offset)
                     return _SEEN_TO
         finally:
