@@ -162,7 +162,7 @@ def test_a_relay_adds_up_in_the_memory_of_its_own_share(dtype: torch.dtype) -> N
         own, other = random_matrix(5, 37, dtype, 1), random_matrix(5, 37, dtype, 2)
         frame = empty_frame(own.nbytes)
         matrix(frame.payload, 5, 37, dtype).copy_(own)
-        packing.reduce([answer(other), Answer(frame.payload, frame.address, 5, None)], frame, 5, 37)
+        packing.reduce([answer(other), Answer(frame.payload, frame.address, 5, None)], [2], frame, 5, 37)
         assert torch.equal(matrix(frame.payload, 5, 37, dtype), (other.float() + own.float()).to(dtype))
 
 

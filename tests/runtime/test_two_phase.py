@@ -102,19 +102,19 @@ async def test_a_relay_names_the_sibling_that_is_lost(nodes: StartNodes, config:
             assert set(lost.value.instances) <= {"expert-0", "expert-1"}
 
 
-async def test_members_that_hand_in_hear_of_a_lost_aggregator(nodes: StartNodes, config: ModelConfig) -> None:
+async def test_members_that_hand_in_hear_of_a_lost_leader(nodes: StartNodes, config: ModelConfig) -> None:
     world = await nodes()
     given = batches(config, 4, 4, 0, 0)
-    await world.run(0, given)
+    await world.run(1, given)
     first, second = world.attention["attention-0"], world.attention["attention-1"]
-    receipt = first.dispatch(0, *given["attention-0"])
+    receipt = first.dispatch(1, *given["attention-0"])
     first.siblings["attention-1"].abort("killed")
     async with asyncio.timeout(LIMIT_S):
         with pytest.raises(InstanceLost, match="attention-1"):
             await first.combine(receipt)
         # It goes on by itself, and so does the other.
         for exchange, rows in ((first, given["attention-0"]), (second, given["attention-1"])):
-            assert (await exchange.combine(exchange.dispatch(0, *rows))).isfinite().all()
+            assert (await exchange.combine(exchange.dispatch(1, *rows))).isfinite().all()
 
 
 async def test_an_epoch_that_the_relay_does_not_know_is_planned_anew(nodes: StartNodes, config: ModelConfig) -> None:

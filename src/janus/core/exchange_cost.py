@@ -53,6 +53,8 @@ class DispatchShape:
     nodes: int
     node_bytes: int
     node_answer_bytes: int
+    #: Bytes of the whole batch's activations.
+    batch_bytes: int
     #: Most destination instances on one node.
     largest_node: int
     #: Attention instances: of this node that dispatch too, and in all.
@@ -71,17 +73,13 @@ def predict(mode: Mode, shape: DispatchShape, *, inter: LinkCost, intra: LinkCos
         wire = shape.instances + sources  # at the sender one after the other, then at the receiver
         nbytes = m * (shape.instance_bytes + shape.instance_answer_bytes)
         return 2 * (wire * inter.message_s + inter.latency_s) + nbytes * inter.byte_s
-    destinations = shape.instances if mode == "aggregated" else shape.nodes
-    total_bytes = shape.instance_bytes if mode == "aggregated" else shape.node_bytes
-    answer_bytes = shape.instance_answer_bytes if mode == "aggregated" else shape.node_answer_bytes
-    # What this member posts for all, and what it hands in to others and gets from them.
-    posts = destinations / m
-    seconds = 2 * ((posts + source_nodes) * inter.message_s + inter.latency_s)
-    seconds += m * (total_bytes + answer_bytes) * inter.byte_s
+    posts = shape.instances if mode == "aggregated" else shape.nodes
+    there = shape.instance_bytes if mode == "aggregated" else shape.node_bytes
+    back = shape.instance_answer_bytes if mode == "aggregated" else shape.node_answer_bytes
+    seconds = 2 * ((posts + source_nodes) * inter.message_s + inter.latency_s) + m * (there + back) * inter.byte_s
     if m > 1:
-        hand_ins = destinations - posts
-        seconds += 2 * (2 * hand_ins * intra.message_s + intra.latency_s)
-        seconds += (hand_ins / max(destinations, 1)) * m * (total_bytes + answer_bytes) * intra.byte_s
+        # Everybody's rows to the leader, and everybody's sums back: one message each way per other member.
+        seconds += 2 * (m * intra.message_s + intra.latency_s) + 2 * m * shape.batch_bytes * intra.byte_s
     if mode == "two-phase" and shape.largest_node > 1:
         siblings = shape.largest_node - 1
         # The relay forwards by reference; the partial sums come back as bytes.

@@ -18,9 +18,6 @@ from janus.core.placement import Placement
 Mode: TypeAlias = Literal["direct", "aggregated", "two-phase"]
 MODES: tuple[Mode, ...] = ("direct", "aggregated", "two-phase")
 
-#: In a target number: the destination is a node, not an instance.
-_NODE_BIT = 1 << 31
-
 
 @dataclass(frozen=True, slots=True)
 class Destination:
@@ -32,8 +29,6 @@ class Destination:
     group: int
     #: The instance that the frame is sent to.
     relay: str
-    #: What a hand-in calls this destination; see ``destination``.
-    target: int
 
     @property
     def is_node(self) -> bool:
@@ -41,63 +36,27 @@ class Destination:
         return len(self.instances) > 1
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """All destinations of one way to exchange, in the order in which their answers are added up."""
-
-    mode: Mode
-    destinations: tuple[Destination, ...]
-    #: For each destination, the member of the source node that posts for all its members.
-    aggregators: tuple[str, ...]
-
-
-def routes(placement: Placement, *, source: int) -> dict[bool, tuple[Destination, ...]]:
-    """Return the destinations under ``placement``: ``[False]`` instance by instance, ``[True]`` node by node.
+def destinations(placement: Placement, mode: Mode, *, source: int) -> tuple[Destination, ...]:
+    """Return where the rows of a dispatch go, in the order in which the answers are added up.
 
     ``source``: number of the source node among the attention nodes. Nodes with different numbers use different relays
     where there are enough, so that no instance relays for all.
     """
-    by_node = tuple(_node(placement, group, source) for group in range(len(placement.groups)))
-    by_instance = tuple(_instance(placement, i, g) for g, group in enumerate(placement.groups) for i in group)
-    return {False: by_instance, True: by_node}
+    if mode == "two-phase":
+        return tuple(
+            Destination(group, index, placement.instances[group[source % len(group)]])
+            for index, group in enumerate(placement.groups)
+        )
+    return tuple(
+        Destination((instance,), index, placement.instances[instance])
+        for index, group in enumerate(placement.groups)
+        for instance in group
+    )
 
 
-def route(destinations: Sequence[Destination], mode: Mode, *, own: str, members: Sequence[str]) -> Route:
-    """Return who posts for whom.
+def leader(members: Sequence[str], layer: int) -> str:
+    """Return which of the node's ``members`` (in the same order on all) posts for all of them in ``layer``.
 
-    Args:
-        destinations: by instance for "direct" and "aggregated", by node for "two-phase".
-        mode: the way.
-        own: the attention instance that asks.
-        members: the instances of its node that can hand in to one another, ``own`` among them, the same order on all.
+    They take turns: what posting and adding up costs is shared out over the layers of a step.
     """
-    if mode == "direct":
-        return Route(mode, tuple(destinations), (own,) * len(destinations))
-    posts = tuple(members[index % len(members)] for index in range(len(destinations)))
-    return Route(mode, tuple(destinations), posts)
-
-
-def destination(placement: Placement, target: int, *, source: int) -> Destination:
-    """Return the destination that a hand-in names.
-
-    Raises:
-        ValueError: ``placement`` has no such destination.
-    """
-    index = target & ~_NODE_BIT
-    if target & _NODE_BIT:
-        if index < len(placement.groups):
-            return _node(placement, index, source)
-    elif index < len(placement.instances):
-        group = next(g for g, group in enumerate(placement.groups) if index in group)
-        return _instance(placement, index, group)
-    raise ValueError(f"epoch {placement.epoch} has no destination {target:#x}")
-
-
-def _node(placement: Placement, group: int, source: int) -> Destination:
-    instances = placement.groups[group]
-    relay = placement.instances[instances[source % len(instances)]]
-    return Destination(instances, group, relay, _NODE_BIT | group)
-
-
-def _instance(placement: Placement, instance: int, group: int) -> Destination:
-    return Destination((instance,), group, placement.instances[instance], instance)
+    return members[layer % len(members)]

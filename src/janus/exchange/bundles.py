@@ -1,15 +1,15 @@
-"""Bundles: rows of several attention instances of a node for one destination, in one frame.
+"""Bundles: the rows of several attention instances of a node, sent on as those of one.
 
-One member of the node posts for all (the aggregator); the others hand their rows in over the node's shared memory. The
-frame looks like the dispatch of one instance with more rows, so whoever computes it needs to know nothing of bundles.
-The answer is one frame too; each member gets its rows of it, by reference.
+One member of the node posts for all (the leader of a layer); the others hand in their rows with what the scheduler
+chose, over the node's shared memory, and get their sums back the same way. To the experts a bundle looks like the
+dispatch of one instance with more rows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,13 +17,15 @@ import numpy as np
 import structlog
 import torch
 
-from janus.core.exchange_routes import Destination
+from janus.core.exchange_routes import Destination, Mode
 from janus.core.linger import Linger
+from janus.core.placement import Placement
+from janus.core.scheduling import Assignment
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.fine_timer import FineTimer
-from janus.exchange.layout import DispatchLayout, UngatedLayout, dispatch_layout
-from janus.exchange.packing import Numbering, Packing, Routed
-from janus.exchange.receipts import Part, mismatch
+from janus.exchange.layout import UngatedLayout, check_dispatch, check_ungated, dispatch_layout
+from janus.exchange.packing import Answer, Numbering, Packing, Routed, Rows, group_ends
+from janus.exchange.receipts import Receipt, mismatch
 from janus.messages.control import DispatchRejected
 from janus.transport.contract import InFrame, OutFrame
 from janus.transport.frame import Flags, Kind
@@ -31,114 +33,125 @@ from janus.transport.link import Link
 
 log = structlog.get_logger(__name__)
 
-#: Bounds of a wait for other members, seconds. Within them it is what the last exchange with the destination took.
+#: Bounds of a wait for other members, seconds. Within them it is what the last bundle took from post to answer.
 _SHORTEST_S = 100e-6
 _LONGEST_S = 5e-3
 
-#: What rows must agree in to share a bundle: target, layer, epoch, K, flags.
-_Key: TypeAlias = tuple[int, int, int, int, int]
+#: A hand-in says which replicas its rows go to, and the leader needs no more.
+_NOBODY = np.zeros(0, dtype=np.int32)
+
+#: What rows must agree in to share a bundle: way, layer, epoch, K, flags.
+_Key: TypeAlias = tuple[Mode, int, int, int, int]
 
 
 @dataclass(slots=True, eq=False)
-class OwnRows:
-    """This instance's rows for a bundle, not yet packed: where they go depends on what the others hand in."""
+class Plan:
+    """How dispatches of one placement go one way."""
 
-    part: Part
+    placement: Placement
+    destinations: tuple[Destination, ...]
+    #: Of each destination.
+    numberings: tuple[Numbering, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """One member's rows in a bundle."""
+
+    #: [T, H]; in a hand-in's memory for another member's.
     x_TH: torch.Tensor
-    #: How the rows are routed, and how the destination numbers its slots. ``None``: the experts gate, all rows go.
+    #: ``None``: the experts gate.
     routed: Routed | None
-    numbering: Numbering | None
+    #: This instance's own dispatch, or else who handed the rows in, under which request id.
+    receipt: Receipt | None = None
+    link: Link | None = None
+    request_id: int = 0
+    #: What was handed in, until its rows are copied into the frames that go on.
+    frame: InFrame | None = None
+    #: For each destination: how many rows went there, and which.
+    counts: list[int] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Give a hand-in's memory back."""
+        frame, self.frame = self.frame, None
+        if frame is not None:
+            frame.release()
 
 
 @dataclass(slots=True, eq=False)
-class HandedIn:
-    """Another member's rows for a bundle."""
+class _Post:
+    """One frame of a bundle; waits for its answer."""
 
-    link: Link
-    request_id: int
+    bundle: Bundle
+    index: int
+    via: str
     rows: int
-    #: Until the rows are copied into the bundle's frame.
-    frame: InFrame
+
+    def answered(self, frame: InFrame) -> None:
+        self.bundle.take(self, frame)
+
+    def failed(self, error: DispatchError) -> None:
+        self.bundle.fail(error)
 
 
 @dataclass(slots=True, eq=False)
 class Bundle:
-    """What goes to ``destination`` for one layer and epoch. Waits for the answer to all of it."""
+    """What goes on for one layer and epoch."""
 
-    destination: Destination
-    layer: int
-    epoch: int
-    top_k: int
-    flags: int
+    key: _Key
+    plan: Plan
     deadline_ms: int
     opened_s: float
-    own: OwnRows | None = None
-    handed_in: list[HandedIn] = field(default_factory=list)
-    #: When waiting is given up.
-    due_s: float = 0.0
+    #: When waiting for other members is given up.
+    due_s: float
+    batches: list[Batch] = field(default_factory=list)
+    posts: list[_Post | None] = field(default_factory=list)
+    answers: list[InFrame | None] = field(default_factory=list)
+    outstanding: int = 0
+    request_ids: list[int] = field(default_factory=list)
     sent_s: float = 0.0
-    hidden: int = 0
-    dtype_code: int = 0
-    row_nbytes: int = 0
+    over: bool = False
     timer: asyncio.TimerHandle | None = None
-    answered_s: Callable[[float], None] = lambda seconds: None
+    bundles: Bundles = None  # type: ignore[assignment]  # set by whoever opens it
 
-    @property
-    def via(self) -> str:
-        return self.destination.relay
-
-    @property
-    def rows(self) -> int:
-        """Rows of all members."""
-        own = 0 if self.own is None else self.own.part.count
-        return own + sum(given.rows for given in self.handed_in)
-
-    def answered(self, frame: InFrame) -> None:
-        """Give each member its rows of the answer."""
-        if self.timer is not None:
-            self.timer.cancel()
-        problem = mismatch(frame, self.via, self.rows, self.hidden, self.dtype_code)
-        if problem is not None:
+    def take(self, post: _Post, frame: InFrame) -> None:
+        """Take the answer to one of the frames."""
+        bundles = self.bundles
+        hidden = self.batches[0].x_TH.shape[1]
+        problem = mismatch(frame, post.via, post.rows, hidden, bundles.dtype_code)
+        if self.over or problem is not None:
             frame.release()
-            self.failed(problem)
+            if problem is not None:
+                self.fail(problem)
             return
-        self.answered_s(time.monotonic() - self.sent_s)
-        first = 0 if self.own is None else self.own.part.count
-        for given in self.handed_in:
-            self._forward(given, frame, first)
-            first += given.rows
-        if self.own is not None:
-            self.own.part.take(frame, 0)
-        else:
-            frame.release()
+        self.answers[post.index] = frame
+        self.outstanding -= 1
+        if not self.outstanding:
+            bundles.answered(self)
 
-    def _forward(self, given: HandedIn, frame: InFrame, first: int) -> None:
-        try:
-            given.link.forward(
-                frame,
-                first=first * self.row_nbytes,
-                nbytes=given.rows * self.row_nbytes,
-                kind=Kind.COMBINE,
-                request_id=given.request_id,
-                epoch=self.epoch,
-                layer=self.layer,
-                dtype=self.dtype_code,
-                rows=given.rows,
-                cols=self.hidden,
-                elapsed_us=frame.header.elapsed_us,
-            )
-        except LinkError as error:
-            log.info("combine_dropped", peer=given.link.peer.instance, problem=error.problem)
+    def fail(self, error: DispatchError) -> None:
+        """Tell each member that there will be no sums."""
+        if self.over:
+            return
+        self.end()
+        for batch in self.batches:
+            if batch.receipt is not None:
+                batch.receipt.fail(error)
+            elif batch.link is not None:
+                reject(batch.link, batch.request_id, error)
+            batch.release()
 
-    def failed(self, error: DispatchError) -> None:
-        """Tell each member."""
+    def end(self) -> None:
+        """Give back what it holds; answers that still come belong to nobody."""
+        self.over = True
         if self.timer is not None:
             self.timer.cancel()
-        if self.own is not None:
-            self.own.part.failed(error)
-        for given in self.handed_in:
-            reject(given.link, given.request_id, error)
-            given.frame.release()
+        self.bundles.forget_answers(self.request_ids)
+        for frame in self.answers:
+            if frame is not None:
+                frame.release()
+        self.answers.clear()
 
 
 def reject(link: Link, request_id: int, error: DispatchError) -> None:
@@ -154,7 +167,7 @@ def reject(link: Link, request_id: int, error: DispatchError) -> None:
 
 
 class Bundles:
-    """The bundles of one aggregator: opened with the first rows, posted when all who are expected are in."""
+    """The bundles that this instance posts: opened with the first rows, posted when all who are expected are in."""
 
     def __init__(
         self,
@@ -164,205 +177,265 @@ class Bundles:
         dtype: torch.dtype,
         dtype_code: int,
         links: Mapping[str, Link],
-        await_answer: Callable[[Bundle], int],
+        await_answer: Callable[[_Post], int],
+        forget_answers: Callable[[Sequence[int]], None],
         worth_s: Callable[[], float],
     ) -> None:
         """Args:
         own: this instance.
-        packing: writes rows.
+        packing: writes rows and adds sums up.
         dtype: of activations.
         dtype_code: its code in headers.
         links: to expert instances, by name.
-        await_answer: gives a bundle the request id under which its answer will come.
+        await_answer: gives a frame the request id under which its answer will come.
+        forget_answers: these request ids are waited for no more.
         worth_s: what one message less is worth, seconds.
         """
         self._own = own
         self._packing = packing
         self._dtype = dtype
-        self._code = dtype_code
+        self.dtype_code = dtype_code
         self._links = links
         self._await_answer = await_answer
+        self.forget_answers = forget_answers
         self._worth_s = worth_s
         self._open: dict[_Key, Bundle] = {}
-        self._lingers: dict[int, Linger] = {}
-        #: Last time from post to answer, by target.
-        self._round_s: dict[int, float] = {}
+        self._linger = Linger()
+        self._round_s = 0.0
         self._timer = FineTimer(self._due)
         self.sent = 0
-        self.rows_handed_in = 0
+        self.frames = 0
         self.bytes_out = 0
         self.lingered_s = 0.0
 
     def close(self) -> None:
         """Drop what is open and give the timer back."""
-        for bundle in self._open.values():
-            bundle.failed(InstanceLost("the exchange is closing"))
+        for bundle in list(self._open.values()):
+            bundle.fail(InstanceLost("the exchange is closing"))
         self._open.clear()
         self._timer.close()
 
     def forget(self, member: str) -> None:
         """A member is gone: its rows in open bundles go with it."""
-        for linger in self._lingers.values():
-            linger.forget(member)
+        self._linger.forget(member)
         for key, bundle in list(self._open.items()):
-            for given in [given for given in bundle.handed_in if given.link.peer.instance == member]:
-                bundle.handed_in.remove(given)
-                given.frame.release()
-            if bundle.own is None and not bundle.handed_in:
+            for batch in [b for b in bundle.batches if b.link is not None and b.link.peer.instance == member]:
+                bundle.batches.remove(batch)
+                batch.release()
+            if not bundle.batches:
                 del self._open[key]
             else:
-                self._maybe_send(key, bundle)
+                self._maybe_send(bundle)
 
-    def add_own(
-        self,
-        destination: Destination,
-        rows: OwnRows,
-        *,
-        layer: int,
-        epoch: int,
-        top_k: int,
-        flags: int,
-        deadline_ms: int,
-    ) -> None:
-        """Put this instance's rows into the bundle for ``destination``."""
-        key = (destination.target, layer, epoch, top_k, flags)
+    # -- gathering -----------------------------------------------------------------------------------------------
+
+    def add(self, key: _Key, plan: Plan, batch: Batch, *, deadline_ms: int) -> None:
+        """Put a member's rows into the bundle of ``key``."""
         bundle = self._open.get(key)
-        if bundle is not None and bundle.own is not None:  # another micro-batch of ours
-            self._send(key, bundle)
+        if bundle is not None and batch.receipt is not None and any(b.receipt for b in bundle.batches):
+            self._send(bundle)  # another micro-batch of ours
             bundle = None
         if bundle is None:
-            bundle = self._begin(key, destination, deadline_ms)
-        bundle.own = rows
-        self._maybe_send(key, bundle)
+            now = time.monotonic()
+            limit_s = min(max(self._round_s, _SHORTEST_S), _LONGEST_S)
+            bundle = self._open[key] = Bundle(key, plan, deadline_ms, now, now + limit_s)
+            bundle.bundles = self
+        bundle.batches.append(batch)
+        self._maybe_send(bundle)
 
-    def add(self, destination: Destination, link: Link, frame: InFrame, *, flags: int) -> None:
-        """Put rows that a member hands in into the bundle for ``destination``."""
+    def hand_in(self, mode: Mode, plan: Plan, link: Link, frame: InFrame) -> None:
+        """Put what a member hands in into the bundle that it belongs to.
+
+        Raises:
+            ValueError: the frame is no dispatch for this model.
+        """
         header = frame.header
-        # What a batch has for K is not the bundle's: with the gate at the experts it counts batches.
-        top_k = 0 if flags & Flags.EGATE else header.top_k
-        key = (destination.target, header.layer, header.epoch, top_k, flags)
-        bundle = self._open.get(key)
-        if bundle is None:
-            bundle = self._begin(key, destination, header.deadline_ms)
-        self.rows_handed_in += header.rows
-        bundle.handed_in.append(HandedIn(link, header.request_id, header.rows, frame))
-        self._maybe_send(key, bundle)
-
-    def _begin(self, key: _Key, destination: Destination, deadline_ms: int) -> Bundle:
-        now = time.monotonic()
-        _, layer, epoch, top_k, flags = key
-        limit_s = min(max(self._round_s.get(destination.target, 0.0), _SHORTEST_S), _LONGEST_S)
-        bundle = Bundle(destination, layer, epoch, top_k, flags, deadline_ms, now, due_s=now + limit_s)
-        self._open[key] = bundle
-        return bundle
-
-    # -- waiting -------------------------------------------------------------------------------------------------
+        layers, flags = plan.placement.num_layers, header.flags & ~Flags.HAND_IN
+        routed = None
+        if flags & Flags.EGATE:
+            ungated = check_ungated(header, frame.payload, hidden=header.cols, dtype=self._dtype, num_layers=layers)
+            x_TH, _ = ungated.views(frame.payload)
+            top_k = 0
+        else:
+            layout = check_dispatch(header, hidden=header.cols, dtype=self._dtype, num_layers=layers)
+            x_TH, phys_TK, weights_TK = layout.views(frame.payload)
+            total = plan.placement.num_instances * plan.placement.slots_per_instance
+            if phys_TK.size and (phys_TK.min() < -1 or phys_TK.max() >= total):
+                raise ValueError(f"the hand-in names replicas outside 0..{total - 1}")
+            assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=frame.address + layout.slots_at)
+            routed = Routed(x_TH, assignment, torch.from_numpy(weights_TK))
+            top_k = header.top_k
+        batch = Batch(x_TH, routed, link=link, request_id=header.request_id, frame=frame)
+        self.add((mode, header.layer, header.epoch, top_k, flags), plan, batch, deadline_ms=header.deadline_ms)
 
     def _present(self, bundle: Bundle) -> list[str]:
-        names = [given.link.peer.instance for given in bundle.handed_in]
-        return names if bundle.own is None else [self._own, *names]
+        return [self._own if batch.link is None else batch.link.peer.instance for batch in bundle.batches]
 
-    def _maybe_send(self, key: _Key, bundle: Bundle) -> None:
-        linger = self._lingers.setdefault(bundle.destination.target, Linger())
-        if linger.expected(self._present(bundle)):
+    def _maybe_send(self, bundle: Bundle) -> None:
+        if self._linger.expected(self._present(bundle)):
             self._set_timer()
         else:
-            self._send(key, bundle)
+            self._send(bundle)
 
     def _set_timer(self) -> None:
         self._timer.set(min((bundle.due_s for bundle in self._open.values()), default=None))
 
     def _due(self) -> None:
         now = time.monotonic()
-        for key, bundle in list(self._open.items()):
+        for bundle in list(self._open.values()):
             if bundle.due_s <= now:
-                self._send(key, bundle)
+                self._send(bundle)
         self._set_timer()
 
     # -- posting -------------------------------------------------------------------------------------------------
 
-    def _send(self, key: _Key, bundle: Bundle) -> None:
-        del self._open[key]
-        now = time.monotonic()
+    def _send(self, bundle: Bundle) -> None:
+        del self._open[bundle.key]
+        bundle.sent_s = now = time.monotonic()
         waited_s = now - bundle.opened_s
         self.lingered_s += waited_s
-        linger = self._lingers[bundle.destination.target]
-        linger.sent(self._present(bundle), waited_s=waited_s, worth_s=self._worth_s())
+        self._linger.sent(self._present(bundle), waited_s=waited_s, worth_s=self._worth_s())
+        self.sent += 1
+        plan = bundle.plan
         try:
-            self._post(bundle, now)
+            for index, (to, numbering) in enumerate(zip(plan.destinations, plan.numberings, strict=True)):
+                self._post(bundle, index, to, numbering)
         except LinkError as error:
-            bundle.failed(InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,)))
+            bundle.fail(InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,)))
+            return
+        for batch in bundle.batches:
+            batch.release()
+        timeout_s = bundle.deadline_ms / 1000
+        bundle.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, bundle, timeout_s)
 
-    def _post(self, bundle: Bundle, now: float) -> None:
-        destination = bundle.destination
-        link = self._links.get(destination.relay)
+    def _post(self, bundle: Bundle, index: int, to: Destination, numbering: Numbering) -> None:
+        """Post the rows that go to one destination, if there are any."""
+        total = 0
+        for batch in bundle.batches:
+            routed = batch.routed
+            count = len(batch.x_TH) if routed is None else self._packing.count(routed.assignment, numbering)
+            batch.counts.append(count)
+            total += count
+        if not total:
+            for batch in bundle.batches:
+                batch.rows.append(None)
+            bundle.posts.append(None)
+            bundle.answers.append(None)
+            return
+        link = self._links.get(to.relay)
         if link is None:
-            raise LinkError(destination.relay, "is not linked")
-        frame, layout, top_k = self._fill(bundle, link)
-        bundle.hidden, bundle.dtype_code, bundle.row_nbytes = layout.hidden, self._code, layout.row_nbytes
-        bundle.sent_s = now
-        bundle.answered_s = lambda seconds: self._round_s.__setitem__(destination.target, seconds)
-        request_id = self._await_answer(bundle)
+            raise LinkError(to.relay, "is not linked")
+        _, layer, epoch, top_k, flags = bundle.key
+        frame, nbytes, top_k = self._fill(bundle, link, numbering, total, top_k)
+        post = _Post(bundle, index, to.relay, total)
+        request_id = self._await_answer(post)
+        bundle.request_ids.append(request_id)
+        bundle.posts.append(post)
+        bundle.answers.append(None)
+        bundle.outstanding += 1
         link.post(
             frame,
             kind=Kind.DISPATCH,
             request_id=request_id,
-            epoch=bundle.epoch,
-            layer=bundle.layer,
-            dtype=self._code,
+            epoch=epoch,
+            layer=layer,
+            dtype=self.dtype_code,
             top_k=top_k,
-            rows=layout.rows,
-            cols=layout.hidden,
+            rows=total,
+            cols=bundle.batches[0].x_TH.shape[1],
             deadline_ms=bundle.deadline_ms,
-            flags=bundle.flags | (Flags.NODE if destination.is_node else 0),
+            flags=flags | Flags.NODE if to.is_node else flags,
         )
-        self.sent += 1
-        self.bytes_out += layout.nbytes
+        self.frames += 1
+        self.bytes_out += nbytes
 
-    def _fill(self, bundle: Bundle, link: Link) -> tuple[OutFrame, DispatchLayout | UngatedLayout, int]:
-        """Return a frame with everybody's rows, and how they are laid out."""
-        own, rows = bundle.own, bundle.rows
-        hidden = own.x_TH.shape[1] if own is not None else bundle.handed_in[0].frame.header.cols
-        if bundle.flags & Flags.EGATE:
-            batches = len(bundle.handed_in) + (own is not None)
-            ungated = UngatedLayout(rows, hidden, batches, self._dtype)
+    def _fill(
+        self, bundle: Bundle, link: Link, numbering: Numbering, total: int, top_k: int
+    ) -> tuple[OutFrame, int, int]:
+        """Return a frame with everybody's rows for a destination, its size, and its K."""
+        hidden, at = bundle.batches[0].x_TH.shape[1], 0
+        if bundle.key[4] & Flags.EGATE:
+            ungated = UngatedLayout(total, hidden, len(bundle.batches), self._dtype)
             frame = link.allocate(ungated.nbytes)
             x, counts = ungated.views(frame.payload)
-            at = 0
-            if own is not None:
-                x[: own.part.count].copy_(own.x_TH)
-                counts[0] = at = own.part.count
-            for index, given in enumerate(bundle.handed_in, start=batches - len(bundle.handed_in)):
-                start, stop = at * ungated.row_nbytes, (at + given.rows) * ungated.row_nbytes
-                frame.payload[start:stop] = given.frame.payload[: stop - start]
-                given.frame.release()
-                counts[index] = given.rows
-                at += given.rows
-            return frame, ungated, batches
-        layout = dispatch_layout(rows, hidden, bundle.top_k, self._dtype)
+            for index, batch in enumerate(bundle.batches):
+                rows = len(batch.x_TH)
+                x[at : at + rows].copy_(batch.x_TH)
+                counts[index] = rows
+                batch.rows.append(None)
+                at += rows
+            return frame, ungated.nbytes, len(bundle.batches)
+        layout = dispatch_layout(total, hidden, top_k, self._dtype)
         frame = link.allocate(layout.nbytes)
-        at = 0
+        for batch in bundle.batches:
+            count = batch.counts[-1]
+            rows_index: Rows = None
+            if count:
+                assert batch.routed is not None
+                rows_index = self._packing.pack(frame, layout, batch.routed, to=numbering, count=count, at=at)
+            batch.rows.append(rows_index)
+            at += count
+        return frame, layout.nbytes, top_k
+
+    def _expire(self, bundle: Bundle, timeout_s: float) -> None:
+        late = tuple(
+            post.via for post, answer in zip(bundle.posts, bundle.answers, strict=True) if post and answer is None
+        )
+        problem = f"{', '.join(late)}: no answer for MoE layer {bundle.key[1]} within {timeout_s:g} s"
+        bundle.fail(InstanceLost(problem, instances=late))
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def answered(self, bundle: Bundle) -> None:
+        """All answers are in: give each member its sums."""
+        self._round_s = time.monotonic() - bundle.sent_s
+        # The others first: this instance's own step goes on in a later turn of the loop.
+        offsets = [0] * len(bundle.answers)
+        own: tuple[Batch, list[Answer], list[int]] | None = None
+        for batch in bundle.batches:
+            answers, groups = self._answers_for(batch, bundle, offsets)
+            if batch.receipt is not None:
+                own = (batch, answers, groups)
+            elif batch.link is not None and not batch.link.closed:
+                self._hand_back(batch, batch.link, bundle, answers, groups)
         if own is not None:
-            assert own.routed is not None and own.numbering is not None
-            at = own.part.count
-            own.part.rows = self._packing.pack(frame, layout, own.routed, to=own.numbering, count=at)
-        for given in bundle.handed_in:
-            copy_rows(frame.payload, layout, given.frame.payload, given.rows, at)
-            given.frame.release()
-            at += given.rows
-        return frame, layout, bundle.top_k
+            batch, answers, groups = own
+            receipt = batch.receipt
+            assert receipt is not None
+            receipt.take_sums(answers, group_ends(groups), bundle.answers)
+            bundle.answers = []
+        bundle.end()
 
+    def _answers_for(self, batch: Batch, bundle: Bundle, offsets: list[int]) -> tuple[list[Answer], list[int]]:
+        """Return a member's rows of each answer, and the node of each; moves ``offsets`` past them."""
+        row_nbytes = batch.x_TH.shape[1] * self._dtype.itemsize
+        answers, groups = [], []
+        for index, frame in enumerate(bundle.answers):
+            count = batch.counts[index]
+            if frame is None or not count:
+                continue
+            start = offsets[index] * row_nbytes
+            offsets[index] += count
+            answers.append(Answer(frame.payload[start:], frame.address + start, count, batch.rows[index]))
+            groups.append(bundle.plan.destinations[index].group)
+        return answers, groups
 
-def copy_rows(
-    to: np.ndarray[tuple[int], np.dtype[np.uint8]],
-    layout: DispatchLayout,
-    payload: np.ndarray[tuple[int], np.dtype[np.uint8]],
-    rows: int,
-    at: int,
-) -> None:
-    """Copy the ``rows`` rows of a dispatch's ``payload`` to row ``at`` and on of another, laid out as ``layout``."""
-    here = dispatch_layout(rows, layout.hidden, layout.top_k, layout.dtype)
-    table = layout.top_k * 4
-    to[at * layout.row_nbytes : (at + rows) * layout.row_nbytes] = payload[: here.x_nbytes]
-    for start, from_start in ((layout.slots_at, here.slots_at), (layout.weights_at, here.weights_at)):
-        to[start + at * table : start + (at + rows) * table] = payload[from_start : from_start + rows * table]
+    def _hand_back(self, batch: Batch, link: Link, bundle: Bundle, answers: list[Answer], groups: list[int]) -> None:
+        rows, hidden = batch.x_TH.shape
+        slowest_us = max((frame.header.elapsed_us for frame in bundle.answers if frame is not None), default=0)
+        try:
+            frame = link.allocate(rows * hidden * self._dtype.itemsize)
+            self._packing.reduce(answers, group_ends(groups), frame, rows, hidden)
+            link.post(
+                frame,
+                kind=Kind.COMBINE,
+                request_id=batch.request_id,
+                epoch=bundle.key[2],
+                layer=bundle.key[1],
+                dtype=self.dtype_code,
+                rows=rows,
+                cols=hidden,
+                elapsed_us=slowest_us,
+            )
+        except LinkError as error:
+            log.info("combine_dropped", peer=link.peer.instance, problem=error.problem)

@@ -56,6 +56,8 @@ class DispatchLayout:
     row_nbytes: int = field(init=False)
     #: Bytes of the activations, and of the answer to them.
     x_nbytes: int = field(init=False)
+    #: Bytes of the slots, and of the weights.
+    table_nbytes: int = field(init=False)
     slots_at: int = field(init=False)
     weights_at: int = field(init=False)
     #: Bytes of the whole payload.
@@ -69,6 +71,7 @@ class DispatchLayout:
         for name, value in (
             ("row_nbytes", row_nbytes),
             ("x_nbytes", self.rows * row_nbytes),
+            ("table_nbytes", table_nbytes),
             ("slots_at", slots_at),
             ("weights_at", weights_at),
             ("nbytes", weights_at + table_nbytes),

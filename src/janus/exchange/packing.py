@@ -84,6 +84,9 @@ class Packing(Protocol):
     ) -> Rows:
         """Write the ``count`` rows that go to the destination into rows ``at`` .. ``at + count`` of the payload."""
 
+    def pack_all(self, frame: OutFrame, layout: DispatchLayout, batch: Routed) -> None:
+        """Write all rows as they are; the slots are the physical ids."""
+
     def prime(self) -> None:
         """An answer is here: wake whoever will compute with it."""
 
@@ -100,8 +103,16 @@ class Packing(Protocol):
         wire dtype, as a node's relay would have done. The result shares no memory with the answers.
         """
 
-    def reduce(self, answers: Sequence[Answer], frame: OutFrame, rows: int, hidden: int) -> None:
-        """Write [rows, hidden] in the wire dtype into ``frame``: the answers, of all rows each, added up in f32."""
+    def reduce(
+        self, answers: Sequence[Answer], group_ends: Sequence[int], frame: OutFrame, rows: int, hidden: int
+    ) -> None:
+        """As ``combine`` without a residual, into ``frame``; one of the answers may lie there, if it has all rows."""
+
+
+def group_ends(groups: Sequence[int]) -> list[int]:
+    """Return one past the last of each run of equal numbers."""
+    last = len(groups)
+    return [i + 1 for i in range(last) if i + 1 == last or groups[i + 1] != groups[i]]
 
 
 def packing_for(dtype: torch.dtype, device: torch.device) -> Packing:
@@ -152,6 +163,12 @@ class KernelPacking:
         )
         return rows
 
+    def pack_all(self, frame: OutFrame, layout: DispatchLayout, batch: Routed) -> None:
+        start, x_TH, weights_TK = frame.address, batch.x_TH.contiguous(), batch.weights_TK.contiguous()
+        ctypes.memmove(start, x_TH.data_ptr(), layout.x_nbytes)
+        ctypes.memmove(start + layout.slots_at, _address(batch.assignment), layout.table_nbytes)
+        ctypes.memmove(start + layout.weights_at, weights_TK.data_ptr(), layout.table_nbytes)
+
     def prime(self) -> None:
         self._library.prime()
 
@@ -167,8 +184,10 @@ class KernelPacking:
         self._combine(answers, group_ends, shape, residual, total_TH.data_ptr())
         return total_TH
 
-    def reduce(self, answers: Sequence[Answer], frame: OutFrame, rows: int, hidden: int) -> None:
-        self._combine(answers, (len(answers),), (rows, hidden), None, frame.address)
+    def reduce(
+        self, answers: Sequence[Answer], group_ends: Sequence[int], frame: OutFrame, rows: int, hidden: int
+    ) -> None:
+        self._combine(answers, group_ends, (rows, hidden), None, frame.address)
 
     def _combine(
         self,
@@ -228,6 +247,12 @@ class TorchPacking:
         np.copyto(to_weights, weights_TK[rows])
         return rows
 
+    def pack_all(self, frame: OutFrame, layout: DispatchLayout, batch: Routed) -> None:
+        x, slots, weights = layout.views(frame.payload)
+        x.copy_(batch.x_TH)
+        np.copyto(slots, batch.assignment.phys_ids)
+        np.copyto(weights, batch.weights_TK.cpu().numpy())
+
     def prime(self) -> None:
         return None
 
@@ -241,8 +266,10 @@ class TorchPacking:
         y_TH = self._sum(answers, group_ends, shape)
         return y_TH if residual_TH is None else residual_TH + y_TH
 
-    def reduce(self, answers: Sequence[Answer], frame: OutFrame, rows: int, hidden: int) -> None:
-        y_NH = self._sum(answers, (len(answers),), torch.Size((rows, hidden)))
+    def reduce(
+        self, answers: Sequence[Answer], group_ends: Sequence[int], frame: OutFrame, rows: int, hidden: int
+    ) -> None:
+        y_NH = self._sum(answers, group_ends, torch.Size((rows, hidden)))
         matrix(frame.payload, rows, hidden, self._dtype).copy_(y_NH)
 
     def _sum(self, answers: Sequence[Answer], group_ends: Sequence[int], shape: torch.Size) -> torch.Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from janus.errors import DispatchError, InstanceLost
 from janus.exchange.choice import Decision
-from janus.exchange.packing import Answer, Rows
+from janus.exchange.packing import Answer, Rows, group_ends
 from janus.transport.contract import InFrame
 
 
@@ -42,10 +43,10 @@ def mismatch(frame: InFrame, via: str, rows: int, cols: int, dtype_code: int) ->
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """What one destination was asked within a receipt. Waits for the answer itself, unless it is in a bundle."""
+    """One frame of a dispatch; waits for its answer."""
 
     receipt: Receipt
-    #: The instance that answers: the destination's relay, or the member of this node that posts for it.
+    #: The instance that answers: the destination's relay, or the member of this node that posts for all.
     via: str
     #: Index of the destination's node in the placement.
     group: int
@@ -53,27 +54,18 @@ class Part:
     #: Rows of the batch that went there; ``None`` = all of them, in order.
     rows: Rows
     answer: Answer | None = None
-    frame: InFrame | None = None
 
     def answered(self, frame: InFrame) -> None:
         receipt = self.receipt
         problem = mismatch(frame, self.via, self.count, receipt.shape[1], receipt.dtype_code)
-        if problem is not None:
+        if problem is not None or receipt.done.done():
             frame.release()
-            receipt.fail(problem)
-        else:
-            self.take(frame, 0)
-
-    def take(self, frame: InFrame, first: int) -> None:
-        """Take the answer: rows from ``first`` on of ``frame``, which is released with the receipt."""
-        receipt, header = self.receipt, frame.header
-        if receipt.done.done():
-            frame.release()
+            if problem is not None:
+                receipt.fail(problem)
             return
-        start = first * receipt.row_nbytes
-        self.answer = Answer(frame.payload[start:], frame.address + start, self.count, self.rows)
-        self.frame = frame
-        receipt.arrived(header.payload_len, header.elapsed_us)
+        self.answer = Answer(frame.payload, frame.address, self.count, self.rows)
+        receipt.frames.append(frame)
+        receipt.arrived()
 
     def failed(self, error: DispatchError) -> None:
         self.receipt.fail(error)
@@ -86,25 +78,43 @@ class Receipt:
     layer: int
     shape: torch.Size
     dtype_code: int
-    row_nbytes: int
     decision: Decision
     posted_ns: int
     done: asyncio.Future[None]
-    parts: list[Part] = None  # type: ignore[assignment]  # set at once; a factory per dispatch costs more
+    parts: list[Part] = field(default_factory=list)
+    #: Answers that are waited for.
     outstanding: int = 0
-    bytes_in: int = 0
-    slowest_us: int = 0
+    #: What came back: released with the receipt.
+    frames: list[InFrame] = field(default_factory=list)
+    #: The answers to a bundle that has these rows, and how they are grouped.
+    sums: tuple[list[Answer], list[int]] | None = None
     #: Frames that wait for an answer on its behalf alone: forgotten with the receipt.
-    request_ids: list[int] = None  # type: ignore[assignment]
+    request_ids: list[int] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
-    def arrived(self, nbytes: int, elapsed_us: int) -> None:
-        """One part has its answer."""
-        self.bytes_in += nbytes
-        self.slowest_us = max(self.slowest_us, elapsed_us)
+    def arrived(self) -> None:
+        """One answer is here."""
         self.outstanding -= 1
         if self.outstanding == 0 and not self.done.done():
             self.done.set_result(None)
+
+    def take_sums(self, answers: list[Answer], ends: list[int], frames: Sequence[InFrame | None]) -> None:
+        """Take this instance's rows of the answers to a bundle, and ``frames``, in whose memory they are."""
+        given = [frame for frame in frames if frame is not None]
+        if self.done.done():
+            for frame in given:
+                frame.release()
+            return
+        self.sums = (answers, ends)
+        self.frames = given
+        self.arrived()
+
+    def answers(self) -> tuple[list[Answer], list[int]]:
+        """Return the partial sums in order, and how they are grouped by node; all of them are here."""
+        if self.sums is not None:
+            return self.sums
+        answers = [part.answer for part in self.parts if part.answer is not None]
+        return answers, group_ends([part.group for part in self.parts])
 
     def fail(self, error: DispatchError) -> None:
         """End it without a result; what arrives later is dropped."""
@@ -116,11 +126,12 @@ class Receipt:
 
     def release(self) -> None:
         """Give the answers' memory back."""
+        self.sums = None
         for part in self.parts:
             part.answer = None
-            frame, part.frame = part.frame, None
-            if frame is not None:
-                frame.release()
+        for frame in self.frames:
+            frame.release()
+        self.frames.clear()
 
     def late(self) -> tuple[str, ...]:
         """The instances that have not answered."""

@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 import torch
 
 from janus.core.exchange_cost import DispatchShape
-from janus.core.exchange_routes import Destination, Mode, Route, destination, route, routes
+from janus.core.exchange_routes import MODES, Mode, destinations, leader
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
-from janus.exchange.bundles import Bundle, Bundles, OwnRows, reject
+from janus.exchange.bundles import Batch, Bundles, Plan, reject
 from janus.exchange.choice import ModeChoice
-from janus.exchange.layout import UngatedLayout, check_dispatch, check_ungated, dispatch_layout, dtype_code
+from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
 from janus.exchange.packing import Numbering, Routed, packing_for
 from janus.exchange.receipts import Part, Receipt, Waiter
 from janus.messages.control import DispatchRejected, Message
@@ -44,7 +44,7 @@ class ExchangeTimes:
     frames: int = 0
     #: Frames handed in to other attention instances of the node.
     hand_ins: int = 0
-    #: Frames posted for several attention instances, or for one that others could have joined; part of ``frames``.
+    #: Dispatches of one or several instances of the node that this one posted for all.
     bundles: int = 0
     bytes_out: int = 0
     bytes_in: int = 0
@@ -132,7 +132,8 @@ class RemoteExchange:
         self.choice = choice or ModeChoice("direct")
         self._experts_gate = experts_gate
         self._scheduler = scheduler
-        self._flags = int(Flags.EGATE) | SCHEDULER_NAMES.index(scheduler_name) << SCHEDULER_SHIFT if experts_gate else 0
+        self._gate_flags = Flags.EGATE | SCHEDULER_NAMES.index(scheduler_name) << SCHEDULER_SHIFT
+        self._flags = self._gate_flags if experts_gate else 0
         self._dtype = dtype
         self._code = dtype_code(dtype)
         self._packing = packing_for(dtype, device or torch.device("cpu"))
@@ -143,9 +144,7 @@ class RemoteExchange:
         self._source = 0
         self._sources = 1
         self._members: tuple[str, ...] = (own,)
-        self._by: dict[bool, tuple[Destination, ...]] = {}
-        self._routes: dict[Mode, Route] = {}
-        self._numberings: dict[int, Numbering] = {}
+        self._plans: dict[tuple[int, Mode], Plan] = {}
         self._ids = itertools.count(1)
         #: request id -> who waits for the answer
         self._pending: dict[int, Waiter] = {}
@@ -168,7 +167,7 @@ class RemoteExchange:
             return times
         return replace(
             times,
-            frames=times.frames + bundles.sent,
+            frames=times.frames + bundles.frames,
             bundles=bundles.sent,
             bytes_out=times.bytes_out + bundles.bytes_out,
             linger_ns=int(bundles.lingered_s * 1e9),
@@ -190,6 +189,16 @@ class RemoteExchange:
         self._plan_routes()
         self.links_changed()
 
+    def set_gate(self, *, experts: bool) -> None:
+        """Let the experts' side gate, or this one, from the next dispatch on."""
+        self._experts_gate = experts
+        self._flags = self._gate_flags if experts else 0
+
+    def set_choice(self, choice: ModeChoice) -> None:
+        """Let ``choice`` pick the way from the next dispatch on."""
+        self.choice = choice
+        self._plan_routes()
+
     def set_sources(self, nodes: Mapping[str, str]) -> None:
         """Say which attention instances there are, and on which nodes: ``{instance: node}``, this one among them."""
         names = sorted(set(nodes.values()))
@@ -207,17 +216,21 @@ class RemoteExchange:
         self._changed.set()
 
     def _plan_routes(self) -> None:
+        self._plans.clear()
         placement = self._placement
-        self._routes, self._numberings = {}, {}
-        if placement is None:
-            return
-        self._by = routes(placement, source=self._source)
-        for mode in self.choice.possible(members=len(self._members), placement=placement):
-            self._routes[mode] = route(self._by[mode == "two-phase"], mode, own=self.own, members=self._members)
-        slots, total = placement.slots_per_instance, placement.num_instances
-        for destinations in self._by.values():
-            for to in destinations:
-                self._numberings[to.target] = Numbering.of(to.instances, slots=slots, total=total)
+        if placement is not None:
+            for mode in self.choice.possible(members=len(self._members), placement=placement):
+                self._plan(placement, mode)
+
+    def _plan(self, placement: Placement, mode: Mode) -> Plan:
+        """Return how dispatches of ``placement`` go ``mode``'s way."""
+        plan = self._plans.get((placement.epoch, mode))
+        if plan is None:
+            slots, total = placement.slots_per_instance, placement.num_instances
+            to = destinations(placement, mode, source=self._source)
+            numberings = tuple(Numbering.of(each.instances, slots=slots, total=total) for each in to)
+            plan = self._plans[placement.epoch, mode] = Plan(placement, to, numberings)
+        return plan
 
     def missing(self) -> tuple[str, ...]:
         """Instances of the placement in force that are not linked."""
@@ -276,14 +289,12 @@ class RemoteExchange:
             layer,
             x_TH.shape,
             self._code,
-            x_TH.shape[1] * self._dtype.itemsize,
             decision,
             scheduled,
             loop.create_future(),
         )
-        receipt.parts, receipt.request_ids = [], []
         try:
-            self._post_all(receipt, self._routes[decision.mode], x_TH, routed, placement.epoch)
+            self._post_all(receipt, self._plan(placement, decision.mode), x_TH, routed)
         except LinkError as error:
             # What was posted before is not waited for, and dropped when it is answered.
             lost = InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,))
@@ -333,73 +344,72 @@ class RemoteExchange:
             nodes=sum(count > 0 for count in node_rows),
             node_bytes=sum(node_rows) * full,
             node_answer_bytes=sum(node_rows) * row_bytes,
+            batch_bytes=tokens * row_bytes,
             largest_node=max(len(group) for group in groups),
             members=len(self._members),
             sources=self._sources,
         )
 
-    def _post_all(self, receipt: Receipt, way: Route, x_TH: torch.Tensor, routed: Routed | None, epoch: int) -> None:
-        parts, here = receipt.parts, []
-        aggregate = way.mode != "direct" and len(self._members) > 1
-        for to, by in zip(way.destinations, way.aggregators, strict=True):
-            count = self._rows_for(to, x_TH, routed)
+    def _post_all(self, receipt: Receipt, plan: Plan, x_TH: torch.Tensor, routed: Routed | None) -> None:
+        mode, epoch, layer = receipt.decision.mode, plan.placement.epoch, receipt.layer
+        if mode != "direct" and len(self._members) > 1:
+            by = leader(self._members, layer)
+            sibling = self.siblings.get(by)
+            if sibling is not None and not sibling.closed:
+                receipt.outstanding = 1
+                self._hand_in(sibling, receipt, x_TH, routed, epoch)
+            else:
+                receipt.outstanding = 1
+                top_k = 0 if routed is None else routed.assignment.phys_ids.shape[1]
+                if routed is not None:
+                    # The scheduler's arrays are its own, and these rows are packed later.
+                    kept = replace(routed.assignment, phys_ids=routed.assignment.phys_ids.copy(), phys_address=0)
+                    routed = Routed(x_TH, kept, routed.weights_TK)
+                key = (mode, layer, epoch, top_k, self._flags)
+                batch = Batch(x_TH, routed, receipt=receipt)
+                self._aggregator().add(key, plan, batch, deadline_ms=self._deadline_ms)
+            return
+        parts = receipt.parts
+        for to, numbering in zip(plan.destinations, plan.numberings, strict=True):
+            if routed is None:
+                count = x_TH.shape[0]
+            elif to.is_node:
+                count = self._packing.count(routed.assignment, numbering)
+            else:
+                count = int(routed.assignment.rows[to.instances[0]])
             if not count:
                 continue
+            link = self.links.get(to.relay)
+            if link is None:
+                raise LinkError(to.relay, "is not linked")
             part = Part(receipt, to.relay, to.group, count, None)
             parts.append(part)
-            sibling = self.siblings.get(by) if aggregate else None
-            if sibling is not None and not sibling.closed:
-                part.via = by
-                self._times.hand_ins += 1
-                flags = int(Flags.HAND_IN) | self._flags
-                self._post(sibling, part, to, x_TH, routed, epoch=epoch, flags=flags, target=to.target)
-            elif aggregate:
-                here.append((to, part))
-            else:
-                link = self.links.get(to.relay)
-                if link is None:
-                    raise LinkError(to.relay, "is not linked")
-                self._times.frames += 1
-                flags = self._flags | (int(Flags.NODE) if to.is_node else 0)
-                self._post(link, part, to, x_TH, routed, epoch=epoch, flags=flags)
+            self._times.frames += 1
+            flags = self._flags | Flags.NODE if to.is_node else self._flags
+            self._post(link, part, x_TH, routed, numbering, epoch=epoch, flags=flags)
         receipt.outstanding = len(parts)
-        if not here:
-            return
-        if routed is not None:
-            # The scheduler's arrays are its own, and these rows are packed later.
-            kept = replace(routed.assignment, phys_ids=routed.assignment.phys_ids.copy(), phys_address=0)
-            routed = Routed(x_TH, kept, routed.weights_TK)
-        for to, part in here:
-            self._aggregator().add_own(
-                to,
-                OwnRows(part, x_TH, routed, self._numberings[to.target]),
-                layer=receipt.layer,
-                epoch=epoch,
-                top_k=0 if routed is None else routed.assignment.phys_ids.shape[1],
-                flags=self._flags,
-                deadline_ms=self._deadline_ms,
-            )
 
-    def _rows_for(self, to: Destination, x_TH: torch.Tensor, routed: Routed | None) -> int:
-        if routed is None:
-            return x_TH.shape[0]
-        if to.is_node:
-            return self._packing.count(routed.assignment, self._numberings[to.target])
-        return int(routed.assignment.rows[to.instances[0]])
+    def _hand_in(self, link: Link, receipt: Receipt, x_TH: torch.Tensor, routed: Routed | None, epoch: int) -> None:
+        """Give all rows to the member that posts for the node in this layer."""
+        part = Part(receipt, link.peer.instance, 0, x_TH.shape[0], None)
+        receipt.parts.append(part)
+        self._times.hand_ins += 1
+        flags, way = self._flags | Flags.HAND_IN, MODES.index(receipt.decision.mode)
+        self._post(link, part, x_TH, routed, None, epoch=epoch, flags=flags, target=way)
 
     def _post(
         self,
         link: Link,
         part: Part,
-        to: Destination,
         x_TH: torch.Tensor,
         routed: Routed | None,
+        numbering: Numbering | None,
         *,
         epoch: int,
         flags: int,
         target: int = 0,
     ) -> None:
-        """Send this instance's rows, packed for ``to``, in a frame of their own."""
+        """Send this instance's rows in a frame of their own; without a ``numbering``, all of them as they are."""
         receipt, count, hidden = part.receipt, part.count, x_TH.shape[1]
         if routed is None:
             ungated = UngatedLayout(count, hidden, 1, self._dtype)
@@ -412,7 +422,10 @@ class RemoteExchange:
             layout = dispatch_layout(count, hidden, routed.assignment.phys_ids.shape[1], self._dtype)
             nbytes, top_k = layout.nbytes, layout.top_k
             frame = link.allocate(nbytes)
-            part.rows = self._packing.pack(frame, layout, routed, to=self._numberings[to.target], count=count)
+            if numbering is None:
+                self._packing.pack_all(frame, layout, routed)
+            else:
+                part.rows = self._packing.pack(frame, layout, routed, to=numbering, count=count)
         request_id = next(self._ids)
         self._pending[request_id] = part
         receipt.request_ids.append(request_id)
@@ -445,23 +458,20 @@ class RemoteExchange:
                 dtype=self._dtype,
                 dtype_code=self._code,
                 links=self.links,
-                await_answer=self._await_bundle,
+                await_answer=self._await_answer,
+                forget_answers=self._forget_answers,
                 worth_s=self.choice.message_worth_s,
             )
         return self._bundles
 
-    def _await_bundle(self, bundle: Bundle) -> int:
+    def _await_answer(self, waiter: Waiter) -> int:
         request_id = next(self._ids)
-        self._pending[request_id] = bundle
-        timeout_s = bundle.deadline_ms / 1000
-        bundle.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire_bundle, request_id, timeout_s)
+        self._pending[request_id] = waiter
         return request_id
 
-    def _expire_bundle(self, request_id: int, timeout_s: float) -> None:
-        bundle = self._pending.pop(request_id, None)
-        if isinstance(bundle, Bundle):
-            problem = f"{bundle.via}: no answer for MoE layer {bundle.layer} within {timeout_s:g} s"
-            bundle.failed(InstanceLost(problem, instances=(bundle.via,)))
+    def _forget_answers(self, request_ids: Sequence[int]) -> None:
+        for request_id in request_ids:
+            self._pending.pop(request_id, None)
 
     def _take_hand_in(self, link: Link, frame: InFrame) -> None:
         header = frame.header
@@ -469,20 +479,14 @@ class RemoteExchange:
         try:
             if placement is None:
                 raise ReplicaMissing(f"{self.own} knows no epoch {header.epoch}")
-            flags = header.flags & ~int(Flags.HAND_IN)
-            if flags & Flags.EGATE:
-                check_ungated(
-                    header, frame.payload, hidden=header.cols, dtype=self._dtype, num_layers=placement.num_layers
-                )
-            else:
-                check_dispatch(header, hidden=header.cols, dtype=self._dtype, num_layers=placement.num_layers)
-            to = destination(placement, header.target, source=self._source)
+            if not 0 < header.target < len(MODES):
+                raise ValueError(f"the hand-in is to go way {header.target}, there are {len(MODES)}")
+            mode = MODES[header.target]
+            self._aggregator().hand_in(mode, self._plan(placement, mode), link, frame)
         except ValueError as error:
             self._refuse(link, frame, InstanceLost(f"{self.own}: {error}", instances=(self.own,)))
         except DispatchError as error:
             self._refuse(link, frame, error)
-        else:
-            self._aggregator().add(to, link, frame, flags=flags)
 
     @staticmethod
     def _refuse(link: Link, frame: InFrame, error: DispatchError) -> None:
@@ -504,17 +508,19 @@ class RemoteExchange:
             self._packing.prime()
             self._forget(receipt)
         started = time.perf_counter_ns()
-        parts = receipt.parts
-        answers = [part.answer for part in parts if part.answer is not None]
-        ends = [i + 1 for i, part in enumerate(parts) if i + 1 == len(parts) or parts[i + 1].group != part.group]
+        answers, ends = receipt.answers()
         result = self._packing.combine(answers, ends, receipt.shape, residual_TH)
+        slowest_us = nbytes = 0
+        for frame in receipt.frames:
+            header = frame.header
+            nbytes += header.payload_len
+            slowest_us = max(slowest_us, header.elapsed_us)
         receipt.release()
         times = self._times
-        waited = started - receipt.posted_ns
+        waited, slowest_ns = started - receipt.posted_ns, 1000 * slowest_us
         times.combine_ns += time.perf_counter_ns() - started
         times.wait_ns += waited
-        times.bytes_in += receipt.bytes_in
-        slowest_ns = 1000 * receipt.slowest_us
+        times.bytes_in += nbytes
         times.expert_ns += slowest_ns
         actual_ns = max(0, waited - slowest_ns)
         decision = receipt.decision
@@ -523,8 +529,7 @@ class RemoteExchange:
         return result
 
     def _forget(self, receipt: Receipt) -> None:
-        for request_id in receipt.request_ids:
-            self._pending.pop(request_id, None)
+        self._forget_answers(receipt.request_ids)
         if receipt.timer is not None:
             receipt.timer.cancel()
 

@@ -21,7 +21,7 @@ from janus.model.experts import ExpertBank
 from janus.model.gate import Gates
 from janus.runtime.expert_gate import ExpertGate
 from janus.runtime.relay import Relay, RelayJob
-from janus.runtime.replica_slots import ReplicaSlots
+from janus.runtime.replica_slots import MakeBank, ReplicaSlots
 from janus.runtime.shares import Share, node_share, own_share
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
@@ -75,9 +75,11 @@ class ExpertEngine:
         instance: str,
         siblings: dict[str, Link] | None = None,
         gates: Gates | None = None,
+        make_bank: MakeBank = ExpertBank,
     ) -> None:
         """``siblings``: links to the other expert instances of this node that are up, by name; whoever dials keeps
-        them here. ``gates``: for dispatches that the experts gate; ``None``: those are rejected.
+        them here. ``gates``: for dispatches that the experts gate; ``None``: those are rejected. ``make_bank``: see
+        ``ReplicaSlots``.
         """
         self._instance = instance
         self._config = config
@@ -85,7 +87,12 @@ class ExpertEngine:
         self._code = dtype_code(dtype)
         self._device = device
         self._replicas = ReplicaSlots(
-            checkpoint=checkpoint, config=config, dtype=dtype, device=device, instance=instance
+            checkpoint=checkpoint,
+            config=config,
+            dtype=dtype,
+            device=device,
+            instance=instance,
+            make_bank=make_bank,
         )
         self._queues: LayerQueues[_Waiting] = LayerQueues(
             max_dispatches=_MAX_WAITING, max_rows_together=_MAX_ROWS_TOGETHER

@@ -173,7 +173,7 @@ class Relay:
         try:
             out = job.out or origin.allocate(header.rows * job.row_nbytes)
             # Row by row, so that the own share may lie where the sum goes.
-            self._packing.reduce(answers, out, header.rows, header.cols)
+            self._packing.reduce(answers, (len(answers),), out, header.rows, header.cols)
             origin.post(
                 out,
                 kind=Kind.COMBINE,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ log = structlog.get_logger()
 
 #: The epoch of a slot that no dispatch may use yet.
 _NOT_LOADED = np.iinfo(np.int64).max
+MakeBank: TypeAlias = Callable[[ModelConfig, int, int, torch.dtype, torch.device], ExpertBank]
 #: Placements of earlier epochs that a dispatch may still name.
 _PLACEMENTS_KEPT = 4
 
@@ -35,8 +38,17 @@ class ReplicaSlots:
     """
 
     def __init__(
-        self, *, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device, instance: str
+        self,
+        *,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        instance: str,
+        make_bank: MakeBank = ExpertBank,
     ) -> None:
+        """``make_bank``: called with config, MoE layers, slots, dtype and device when a bank is needed."""
+        self._make_bank = make_bank
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
@@ -115,7 +127,7 @@ class ReplicaSlots:
         bank = self.bank
         if bank is None or bank.slots != slots:
             # Another number of slots is another bank; the old one serves until the new one is complete.
-            fresh = ExpertBank(self._config, len(wanted), slots, self._dtype, self._device)
+            fresh = self._make_bank(self._config, len(wanted), slots, self._dtype, self._device)
             return fresh, [(layer, slot) for layer, experts in enumerate(wanted) for slot in range(len(experts))]
         changed = [
             (layer, slot)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import structlog
 
-from janus.errors import LinkBroken, LinkBusy, LinkClosed, LinkError, ProtocolViolation
+from janus.errors import DeadlineExceeded, LinkBroken, LinkBusy, LinkClosed, LinkError, ProtocolViolation
 from janus.messages import Message, decode, encode
 from janus.messages.control import Identity
 from janus.transport.buffers import Buffer
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 #: After the peer's BYE: how long its wire is kept so that our BYE_ACK reaches it.
 _LINGER_S = 1.0
 _MAX_REASON_BYTES = 1024
+#: Set in the request id of a PING that is a probe, not a heartbeat.
+_PROBE_BIT = 1 << 63
 
 
 class Link:
@@ -55,6 +58,9 @@ class Link:
         self._calls = Calls(peer.instance, listening=listening)
         self._senders = CreditQueue(peer.instance)
         self._bytes_in = self._bytes_out = 0
+        #: PINGs whose answer somebody waits for, by request id.
+        self._probes: dict[int, asyncio.Future[float]] = {}
+        self._probe_ids = 0
         self._born = now = self._loop.time()
         self._heartbeat = Heartbeat(now, interval_s=options.heartbeat_s, silence_s=options.silence_s)
         self._timer = self._loop.call_at(self._heartbeat.due, self._tick)
@@ -284,6 +290,32 @@ class Link:
         await self.send_message(message, request_id=request_id, timeout_s=timeout_s)
         return await self._calls.answer(request_id, type(message).__name__, deadline=deadline, timeout_s=timeout_s)
 
+    async def round_trip(self, nbytes: int = 0, *, count: int = 1, timeout_s: float) -> float:
+        """Return the seconds from posting ``count`` frames of ``nbytes`` until the peer has answered the last one.
+
+        The frames are PINGs: they cost no credit, and the peer's link answers them, not its handler.
+
+        Raises:
+            DeadlineExceeded: not within ``timeout_s``.
+            LinkClosed, LinkBroken, ProtocolViolation: the link is down or went down.
+        """
+        if self._ending is not None:
+            raise again(self._ending)
+        payload = bytes(nbytes)
+        started = time.perf_counter()  # a loop's own clock may tick in milliseconds
+        probe = self._probe_ids = self._probe_ids + 1
+        answered: asyncio.Future[float] = self._loop.create_future()
+        self._probes[_PROBE_BIT | probe] = answered
+        try:
+            for number in range(1, count + 1):
+                self._send(Kind.PING, _PROBE_BIT | probe if number == count else _PROBE_BIT, payload)
+            async with asyncio.timeout(timeout_s):
+                return await answered - started
+        except TimeoutError:
+            raise DeadlineExceeded(self.peer.instance, f"no answer to a probe within {timeout_s:g} s") from None
+        finally:
+            self._probes.pop(_PROBE_BIT | probe, None)
+
     def _require_credit(self) -> None:
         if threading.get_ident() != self._thread:
             # UCX would not say so; it would corrupt its memory.
@@ -363,7 +395,10 @@ class Link:
         if header.kind == Kind.PING:
             self._send(Kind.PONG, header.request_id)
         elif header.kind == Kind.PONG:
-            self._heartbeat.ponged(self._loop.time(), header.request_id)
+            if not header.request_id & _PROBE_BIT:
+                self._heartbeat.ponged(self._loop.time(), header.request_id)
+            elif (probe := self._probes.get(header.request_id)) is not None and not probe.done():
+                probe.set_result(time.perf_counter())
         elif header.kind == Kind.BYE:
             self._on_bye(reason)
         elif header.kind == Kind.BYE_ACK and self._ending is not None:
@@ -425,6 +460,9 @@ class Link:
         self._timer.cancel()
         self._end(error)
         self._calls.fail(error)
+        for probe in self._probes.values():
+            if not probe.done():
+                probe.set_exception(again(error))
         if self._bye_received and isinstance(error, LinkBroken):
             # The peer drops the wire once it has our BYE_ACK; dropping it first could lose that very frame.
             self._timer = self._loop.call_later(_LINGER_S, self._drop_wire)

@@ -1,0 +1,73 @@
+"""Experts that compute nothing, and gates with random weights: so that what is timed is the exchange."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+
+from janus.model.checkpoint import Checkpoint
+from janus.model.config import ModelConfig
+from janus.model.experts import ExpertBank
+
+
+class NoCheckpoint:
+    """Nothing is read of it."""
+
+    bytes_read = 0
+
+
+class CopyBank(ExpertBank):
+    """The partial sum of every row is the row."""
+
+    def __init__(
+        self, config: ModelConfig, num_moe_layers: int, slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.config = config
+        self.slots = slots
+        self.dtype = dtype
+        self.device = device
+        self.slot_expert = [[-1] * slots for _ in range(num_moe_layers)]
+
+    def load(self, checkpoint: Checkpoint, moe_layer: int, slot: int, expert: int) -> None:
+        self.slot_expert[moe_layer][slot] = expert
+
+    def unload(self, moe_layer: int, slot: int) -> None:
+        self.slot_expert[moe_layer][slot] = -1
+
+    @property
+    def takes_addresses(self) -> bool:
+        return True
+
+    def forward(
+        self,
+        moe_layer: int,
+        x_NH: torch.Tensor,
+        slots_NK: torch.Tensor,
+        weights_NK: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return x_NH
+
+    def forward_at(self, moe_layer: int, rows: int, k: int, *, x: int, slots: int, weights: int, out: int) -> None:
+        ctypes.memmove(out, x, rows * self.config.hidden_size * self.dtype.itemsize)
+
+
+class RandomGates:
+    """Linear gates with the same random weights on every instance."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(config.num_experts, config.hidden_size, generator=generator)
+        self._weight = weight.to(dtype)
+        self._top_k = config.top_k
+
+    def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = torch.topk(torch.softmax(F.linear(x, self._weight).float(), dim=-1), self._top_k, dim=-1)
+        return weights, ids.to(torch.int32)
+
+
+def random_gates(config: ModelConfig, dtype: torch.dtype) -> RandomGates:
+    """Return gates for every layer of ``config``."""
+    return RandomGates(config, dtype)

@@ -1,0 +1,219 @@
+"""One attention or expert instance of the exchange benchmark: the real exchange, and experts that compute nothing.
+
+    python -m benchmarks.exchange.worker '{"role": "expert", "name": "expert-0", "node": "x", ...}'
+
+Talks JSON lines with whoever started it: says {"port": N}, then answers each command with one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+import uvloop
+
+from benchmarks.exchange.fakes import CopyBank, NoCheckpoint, random_gates
+from janus.core.placement import Placement
+from janus.core.scheduling import SCHEDULERS
+from janus.exchange.choice import ModeChoice
+from janus.exchange.probing import measure_links
+from janus.exchange.remote import RemoteExchange
+from janus.messages import PROTOCOL_VERSION
+from janus.messages.control import Identity, Member, PlacementTable
+from janus.model.config import ModelConfig
+from janus.model.kernels.library import configure_threads
+from janus.model.kernels.scheduling import fastest_scheduler
+from janus.model.random_model import random_config
+from janus.runtime.expert_engine import ExpertEngine
+from janus.runtime.node_links import NodeLinks
+from janus.transport import LinkOptions, connect, listen
+
+SECRET = b"exchange benchmark"
+EXPERTS, TOP_K, LAYERS = 64, 8, 4
+#: Links live through whatever a sweep does to two cores.
+OPTIONS = LinkOptions(silence_s=60.0, handshake_s=30.0)
+
+
+def model(hidden: int) -> ModelConfig:
+    """A model of this hidden size, as far as the exchange cares."""
+    return replace(
+        random_config(),
+        hidden_size=hidden,
+        num_layers=LAYERS,
+        moe_layers=tuple(range(LAYERS)),
+        num_experts=EXPERTS,
+        top_k=TOP_K,
+    )
+
+
+class Worker:
+    """Runs commands; one method each."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given = given
+        self.name, self.node, self.role = given["name"], given["node"], given["role"]
+        self.config = model(given["hidden"])
+        self.dtype = torch.bfloat16
+        self.identity = Identity(
+            protocol=PROTOCOL_VERSION, role=self.role, instance=self.name, node=self.node, incarnation=self.name
+        )
+        self.links = NodeLinks(identity=self.identity, secret=SECRET)
+        self.exchange: RemoteExchange | None = None
+        self.engine: ExpertEngine | None = None
+        self.choices: dict[str, ModeChoice] = {}
+        self.inter: Any = None
+        self.intra: Any = None
+
+    async def start(self) -> int:
+        device = torch.device("cpu")
+        if self.role == "expert":
+            self.engine = ExpertEngine(
+                checkpoint=NoCheckpoint(),  # type: ignore[arg-type]
+                config=self.config,
+                dtype=self.dtype,
+                device=device,
+                instance=self.name,
+                siblings=self.links.links,
+                gates=random_gates(self.config, self.dtype),
+                make_bank=CopyBank,
+            )
+            handler: Any = self.engine
+        else:
+            handler = self.exchange = self._make(gate="attention")
+        listener = await listen(
+            "ucx",
+            self.given["host"],
+            0,
+            identity=self.identity,
+            secret=SECRET,
+            handler_factory=lambda _: handler,
+            options=OPTIONS,
+            pool=self.links.pool,
+        )
+        self.listener = listener
+        await self.links.open(listener.port, lambda: handler, on_change=self._changed)
+        return listener.port
+
+    def _make(self, *, gate: str) -> RemoteExchange:
+        return RemoteExchange(
+            own=self.name,
+            links={},
+            siblings=self.links.links,
+            scheduler=fastest_scheduler("static") if gate == "attention" else SCHEDULERS["static"],
+            scheduler_name="static",
+            dtype=self.dtype,
+            dispatch_timeout_s=60.0,
+            experts_gate=gate == "expert",
+        )
+
+    def _changed(self) -> None:
+        if self.exchange is not None:
+            self.exchange.links_changed()
+
+    async def do_connect(self, members: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any]:
+        listed = [Member(**member) for member in members]
+        placement = PlacementTable(**table)
+        if self.engine is not None:
+            await self.engine.load(placement)
+        self.links.update(listed)
+        siblings = [m for m in listed if m.role == self.role and m.node == self.node and m.instance != self.name]
+        if self.exchange is not None:
+            for member in listed:
+                if member.role == "expert":
+                    self.exchange.links[member.instance] = await connect(
+                        "ucx",
+                        member.host,
+                        member.port,
+                        identity=self.identity,
+                        secret=SECRET,
+                        handler=self.exchange,
+                        options=OPTIONS,
+                        pool=self.links.pool,
+                        timeout_s=30.0,
+                    )
+            self.exchange.set_sources({m.instance: m.node for m in listed if m.role == "attention"})
+            self.exchange.set_placement(Placement.from_table(placement))
+        async with asyncio.timeout(30):
+            while len(self.links.links) < len(siblings):
+                await asyncio.sleep(0.01)
+        return {"siblings": len(self.links.links)}
+
+    async def do_measure(self) -> dict[str, Any]:
+        """Measure links as an attention instance does when it links up."""
+        if self.exchange is None:
+            return {}
+        self.inter = await measure_links(list(self.exchange.links.values()), timeout_s=20.0)
+        self.intra = await measure_links(list(self.exchange.siblings.values()), timeout_s=20.0)
+        for choice in self.choices.values():
+            choice.measured(inter=self.inter, intra=self.intra)
+        return {
+            "inter_us": _us(self.inter),
+            "intra_us": _us(self.intra),
+        }
+
+    async def do_run(
+        self, way: str, gate: str, tokens: int, seconds: float, least: int, most: int, fresh: bool
+    ) -> dict[str, Any]:
+        """Dispatch and combine layer after layer; returns microseconds per layer and what was counted."""
+        exchange = self.exchange
+        if exchange is None:
+            return {}
+        key = f"{way}/{gate}"
+        if fresh or key not in self.choices:
+            self.choices[key] = ModeChoice(way)  # type: ignore[arg-type]
+            self.choices[key].measured(inter=self.inter, intra=self.intra)
+        exchange.set_gate(experts=gate == "expert")
+        exchange.set_choice(self.choices[key])
+        generator = torch.Generator().manual_seed(hash((self.name, tokens)) & 0xFFFF)
+        x_TH = torch.randn(tokens, self.config.hidden_size, generator=generator).to(self.dtype)
+        ids = [
+            torch.stack([torch.randperm(EXPERTS, generator=generator)[:TOP_K] for _ in range(tokens)]).int()
+            for _ in range(LAYERS)
+        ]
+        weights_TK = torch.rand(tokens, TOP_K, generator=generator)
+        before = asdict(exchange.times)
+        taken: list[float] = []
+        started = time.perf_counter()
+        with torch.inference_mode():
+            while len(taken) < most and (len(taken) < least or time.perf_counter() - started < seconds):
+                layer = len(taken) % LAYERS
+                routing = (None, None) if gate == "expert" else (ids[layer], weights_TK)
+                begun = time.perf_counter()
+                await exchange.combine(exchange.dispatch(layer, x_TH, *routing))
+                taken.append((time.perf_counter() - begun) * 1e6)
+        after = asdict(exchange.times)
+        return {"us": taken, **{name: after[name] - before[name] for name in after}}
+
+
+def _us(cost: Any) -> dict[str, float] | None:
+    return None if cost is None else {name: value * 1e6 for name, value in asdict(cost).items()}
+
+
+async def main(given: dict[str, Any]) -> None:
+    worker = Worker(given)
+    port = await worker.start()
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 24)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    print(json.dumps({"port": port}), flush=True)
+    while line := await reader.readline():
+        command = json.loads(line)
+        answer = await getattr(worker, f"do_{command.pop('do')}")(**command)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(1, 9)  # SIGKILL when whoever started it is gone
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_threads(1, 0)
+    np.random.default_rng(0)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(json.loads(sys.argv[1])))
