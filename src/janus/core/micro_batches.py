@@ -96,6 +96,8 @@ class _Level:
     #: Trials that changed nothing, since the last that did.
     in_vain: int = 0
     upwards: bool = True
+    #: Whether the last trial won and the next one more is yet to be tried.
+    climbing: bool = False
     trial: _Trial | None = None
 
 
@@ -105,7 +107,8 @@ class AutoMicroBatches:
 
     A trial runs a neighbour of the current choice for some steps, right after as many of the current one, and compares
     seconds per token. After each one at least ``1 / explored`` times as many steps pass as it took, weighted with how
-    slow it was. Streams are told apart by powers of two; one stream is never split.
+    slow it was; only on the way up the next trial follows at once, and the pauses are made up for afterwards. Streams
+    are told apart by powers of two; one stream is never split.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -164,11 +167,10 @@ class AutoMicroBatches:
 
     def _begin(self, level: _Level, streams: int) -> _Trial | None:
         limits = self.limits
-        if level.samples < limits.samples or self.steps < self._next_trial:
-            return None
         up = level.count < min(limits.most, streams) and level.idle >= limits.idle
         down = level.count > 1
-        if not up and not down:
+        early = self.steps < self._next_trial and not (up and level.climbing)
+        if level.samples < limits.samples or early or not (up or down):
             return None
         # Both sides in turn.
         level.upwards = up and (not down or level.upwards)
@@ -178,16 +180,17 @@ class AutoMicroBatches:
         level.trial = None
         more = trial.count > level.count
         level.upwards = not more
+        level.climbing = False
         enough = trial.samples >= self.limits.samples
         slower = trial.seconds_per_token / level.seconds_per_token if enough else 1.0
         if enough and slower <= (1 / (1 + self.limits.gain) if more else 1.0):
             level.count, level.in_vain = trial.count, 0
             level.seconds_per_token, level.idle = trial.seconds_per_token, trial.idle
-            level.upwards = more  # on in the same direction
+            level.upwards = level.climbing = more  # on in the same direction
         else:
             level.in_vain += 1
         # What has often been tried in vain is tried up to four times more rarely.
         self._pause(trial.steps, slower * 2 ** min(max(0, level.in_vain - 1), 2))
 
     def _pause(self, steps: int, weight: float) -> None:
-        self._next_trial = self.steps + steps * max(1.0, weight) / self.limits.explored
+        self._next_trial = max(self._next_trial, self.steps) + steps * max(1.0, weight) / self.limits.explored
