@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from benchmarks.testbed import LinkSpec, LinkTraffic, Testbed, TestbedError, netem, support
+from benchmarks.testbed.accuracy import tables
 from benchmarks.testbed.measure import summary
 from benchmarks.testbed.namespaces import Name, Owner, parse, start_time, this_process
 from benchmarks.testbed.spec import check_nodes
@@ -115,3 +118,9 @@ def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(support.shutil, "which", lambda name: f"/sbin/{name}")
     assert "needs root" in (support._missing() or "")
+
+
+def test_the_document_says_what_was_recorded() -> None:
+    root = Path(__file__).parents[2]
+    recorded = json.loads((root / "benchmarks" / "results" / "testbed.json").read_text())
+    assert tables(recorded) in (root / "docs" / "testbed.md").read_text()
