@@ -20,7 +20,7 @@ from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import transport
 from janus.transport.lending import Loans
 from janus.transport.segment import HostSegment
-from janus.transport.shm import INLINE_BYTES, ShmWire
+from janus.transport.shm_wire import _MESSAGE, ShmWire
 from tests.transport.helpers import (
     DEADLINE_S,
     HOST,
@@ -286,9 +286,7 @@ async def test_every_transport_forwards_what_came_over_every_other(onward: str) 
 
 
 def message(magic: bytes, a: int = 0, b: int = 0, offset: int = 0, nbytes: int = 0) -> bytes:
-    from janus.transport import shm
-
-    return shm._MESSAGE.pack(magic, a, b, 0, offset, nbytes)
+    return _MESSAGE.pack(magic, a, b, 0, offset, nbytes)
 
 
 def memfd(nbytes: int, seals: bool = True) -> int:
@@ -465,7 +463,3 @@ async def test_two_hundred_peers_later_nothing_is_left_of_them() -> None:
         memory = resident_mb()
         assert await cycles(200) == before
         assert resident_mb() - memory < 8
-
-
-def test_inline_frames_fit_a_message() -> None:
-    assert INLINE_BYTES < 1 << 14

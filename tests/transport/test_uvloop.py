@@ -8,7 +8,8 @@ import pytest
 import uvloop
 
 from janus.transport import TransportKind
-from tests.transport import test_contract, test_growth, test_hostile
+from tests.transport import test_contract, test_growth, test_hostile, test_shm
+from tests.transport.helpers import needs_shared_memory
 
 CHECKS = (
     test_contract.test_every_size_arrives_whole_in_order_and_aligned,
@@ -25,3 +26,16 @@ CHECKS = (
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("test_"))
 def test_on_uvloop(kind: TransportKind, check: Callable[[TransportKind], Coroutine[None, None, None]]) -> None:
     uvloop.run(check(kind))
+
+
+SHARED_MEMORY = (
+    test_shm.test_order_is_kept_when_the_kernel_takes_no_more_for_a_while,
+    test_shm.test_exhausted_memory_ends_the_link_by_name_and_no_other,
+    test_shm.test_two_hundred_peers_later_nothing_is_left_of_them,
+)
+
+
+@needs_shared_memory
+@pytest.mark.parametrize("check", SHARED_MEMORY, ids=lambda check: check.__name__.removeprefix("test_"))
+def test_shared_memory_on_uvloop(check: Callable[[], Coroutine[None, None, None]]) -> None:
+    uvloop.run(check())
