@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 
 from janus.core.exchange_routes import Mode
 
-#: Weight of the newest timing in a factor.
+#: A factor starts as the median of so many timings; from then on the newest one has this weight.
+_FIRST = 8
 _NEWEST = 1 / 16
 #: Dispatches in a row that try the other way, and after how many of the usual way they first do.
 _TRIAL = 8
@@ -89,11 +91,27 @@ def predict(mode: Mode, shape: DispatchShape, *, inter: LinkCost, intra: LinkCos
 
 
 @dataclass(slots=True)
+class _Factor:
+    """Measured over predicted of one way and size."""
+
+    value: float = 1.0
+    first: list[float] = field(default_factory=list)
+
+    def update(self, ratio: float) -> None:
+        if len(self.first) < _FIRST:
+            self.first.append(ratio)
+            self.value = median(self.first)
+        else:
+            # One that waited for a preempted core says nothing about the way: it counts for no more than some.
+            self.value += _NEWEST * (min(ratio, 4 * self.value) - self.value)
+
+
+@dataclass(slots=True)
 class _Size:
     """What is known about dispatches of one size."""
 
-    #: Measured over predicted, per way that has been measured.
-    factor: dict[Mode, float] = field(default_factory=dict)
+    #: Per way that has been measured.
+    factors: dict[Mode, _Factor] = field(default_factory=dict)
     usual: Mode | None = None
     #: Dispatches of the usual way until the next trial, and between trials.
     trial_in: int = _FIRST_TRIAL_AFTER
@@ -117,16 +135,18 @@ class ModeChooser:
     def factor(self, size: int, mode: Mode) -> float:
         """Return measured over predicted; 1 before the first measurement."""
         known = self._sizes.get(size)
-        return 1.0 if known is None else known.factor.get(mode, 1.0)
+        found = None if known is None else known.factors.get(mode)
+        return 1.0 if found is None else found.value
 
     def choose(self, size: int, predicted_s: Mapping[Mode, float]) -> Mode:
         """Return the way for a dispatch of ``size``, given what each possible way is predicted to take."""
         known = self._sizes.setdefault(size, _Size())
         if len(predicted_s) == 1:
             return next(iter(predicted_s))
-        # A way without a factor of its own is held against the others' typical one.
-        typical = max(known.factor.values(), default=1.0)
-        expected = {mode: s * known.factor.get(mode, typical) for mode, s in predicted_s.items()}
+        # A way without a factor of its own gets the best of the others': what is unknown is worth a look.
+        factors = {mode: factor.value for mode, factor in known.factors.items()}
+        typical = min(factors.values(), default=1.0)
+        expected = {mode: s * factors.get(mode, typical) for mode, s in predicted_s.items()}
         best = min(expected, key=lambda mode: expected[mode])
         if known.usual not in expected or expected[best] < (1 - _MARGIN) * expected[known.usual]:
             if known.usual is not None:
@@ -145,10 +165,10 @@ class ModeChooser:
         assert known.usual is not None
         others = [m for m, s in expected.items() if m != known.usual and s < _HOPELESS * expected[known.usual]]
         # The one that was never tried comes first, then the likeliest.
-        others.sort(key=lambda mode: (mode in known.factor, expected[mode]))
+        others.sort(key=lambda mode: (mode in known.factors, expected[mode]))
         if others:
             known.on_trial, known.trial_left = others[0], _TRIAL - 1
-        if not others or others[0] in known.factor:
+        if not others or others[0] in known.factors:
             known.trial_after = min(2 * known.trial_after, _LONGEST_TRIAL_AFTER)
         known.trial_in = known.trial_after
 
@@ -156,8 +176,5 @@ class ModeChooser:
         """Learn from a dispatch of ``size`` that took ``actual_s``."""
         if predicted_s <= 0 or actual_s <= 0:
             return
-        factors = self._sizes.setdefault(size, _Size()).factor
-        ratio = actual_s / predicted_s
-        old = factors.get(mode)
-        # One that waited for a preempted core says nothing about the way: it moves the factor by no more than others.
-        factors[mode] = ratio if old is None else old + _NEWEST * (min(ratio, 4 * old) - old)
+        factors = self._sizes.setdefault(size, _Size()).factors
+        factors.setdefault(mode, _Factor()).update(actual_s / predicted_s)

@@ -18,11 +18,11 @@ from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.bundles import Batch, Bundles, Plan, reject
-from janus.exchange.choice import ModeChoice
+from janus.exchange.choice import Decision, ModeChoice
 from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
 from janus.exchange.packing import Numbering, Routed, packing_for
 from janus.exchange.receipts import Part, Receipt, Waiter
-from janus.messages.control import DispatchRejected, Message
+from janus.messages.control import DispatchRejected, ExchangeWay, Message
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link
 
@@ -212,6 +212,7 @@ class RemoteExchange:
         members = tuple(sorted((self.own, *up)))
         if members != self._members:
             self._members = members
+            self.choice.members_changed()
             self._plan_routes()
         self._changed.set()
 
@@ -284,6 +285,8 @@ class RemoteExchange:
         scheduled = time.perf_counter_ns()
         shape = self._shape(placement, routed, x_TH)
         decision = self.choice.decide(shape)
+        if shape is not None and self.own == self._members[0]:
+            self._say(decision)
         loop = asyncio.get_running_loop()
         receipt = Receipt(
             layer,
@@ -311,6 +314,15 @@ class RemoteExchange:
         if routed is not None:
             self._count(routed.assignment, placement, layer)
         return receipt
+
+    def _say(self, decision: Decision) -> None:
+        """Tell the other members what the first one has chosen, when that is news."""
+        news = self.choice.news(decision) if len(self._members) > 1 else None
+        if news is None:
+            return
+        for link in self.siblings.values():
+            with contextlib.suppress(LinkError):  # whoever does not hear it decides alone
+                link.post_message(news)
 
     def _count(self, assignment: Assignment, placement: Placement, layer: int) -> None:
         load, times = assignment.load.tolist(), self._times
@@ -562,8 +574,12 @@ class RemoteExchange:
 
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
         """Take a rejection in, or what the node's first member has chosen."""
+        if isinstance(message, ExchangeWay):
+            if link.peer.instance == self._members[0]:
+                self.choice.told(message)
+            return
         if not isinstance(message, DispatchRejected):
-            self.choice.on_message(link.peer.instance, message)
+            log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
             return
         waiter = self._pending.pop(request_id, None)
         if waiter is None:

@@ -278,6 +278,14 @@ class DispatchRejected(_Message, frozen=True, tag="dispatch_rejected"):
     instances: list[str] = []
 
 
+class ExchangeWay(_Message, frozen=True, tag="exchange_way"):
+    """First attention instance of a node -> the others: how to exchange dispatches of this size from now on."""
+
+    #: Size class: ``janus.core.exchange_cost.ModeChooser.size``.
+    size: int
+    way: Literal["direct", "aggregated", "two-phase"]
+
+
 # -- tools ---------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +320,7 @@ Message: TypeAlias = (
     | Cancel
     | Tokens
     | DispatchRejected
+    | ExchangeWay
     | StatusRequest
     | StatusReport
 )

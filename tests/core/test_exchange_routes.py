@@ -1,0 +1,54 @@
+"""Where each way sends a dispatch, compared as data."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from janus.core.exchange_routes import MODES, Destination, destinations, leader
+from janus.core.placement import Placement, static_placement
+
+
+def placed(*nodes: str) -> Placement:
+    instances = tuple(f"expert-{index}" for index in range(len(nodes)))
+    return static_placement(num_layers=1, num_experts=8, instances=instances, nodes=nodes)
+
+
+def test_direct_and_aggregated_go_to_every_instance_node_by_node() -> None:
+    for mode in ("direct", "aggregated"):
+        assert destinations(placed("x", "y", "x"), mode, source=0) == (
+            Destination((0,), 0, "expert-0"),
+            Destination((2,), 0, "expert-2"),
+            Destination((1,), 1, "expert-1"),
+        )
+
+
+def test_two_phase_goes_to_one_relay_per_node_and_source_nodes_use_different_ones() -> None:
+    placement = placed("x", "y", "x", "y")
+    assert destinations(placement, "two-phase", source=0) == (
+        Destination((0, 2), 0, "expert-0"),
+        Destination((1, 3), 1, "expert-1"),
+    )
+    assert [to.relay for to in destinations(placement, "two-phase", source=1)] == ["expert-2", "expert-3"]
+    assert destinations(placement, "two-phase", source=2) == destinations(placement, "two-phase", source=0)
+
+
+@given(nodes=st.lists(st.sampled_from("xyz"), min_size=1, max_size=8), source=st.integers(0, 9))
+def test_every_instance_is_in_one_destination_and_relays_are_members(nodes: list[str], source: int) -> None:
+    placement = placed(*nodes)
+    for mode in MODES:
+        found = destinations(placement, mode, source=source)
+        assert sorted(i for to in found for i in to.instances) == list(range(len(nodes)))
+        assert [to.group for to in found] == sorted(to.group for to in found)
+        for to in found:
+            assert to.relay in {placement.instances[i] for i in to.instances}
+            assert {nodes[i] for i in to.instances} == {list(dict.fromkeys(nodes))[to.group]}
+    assert len(destinations(placement, "two-phase", source=source)) == len(set(nodes))
+
+
+@given(members=st.integers(1, 8), layers=st.integers(1, 40))
+def test_members_take_turns_as_evenly_as_layers_allow(members: int, layers: int) -> None:
+    names = [f"attention-{i}" for i in range(members)]
+    turns = [leader(names, layer) for layer in range(layers)]
+    counts = [turns.count(name) for name in names]
+    assert max(counts) - min(counts) <= 1
