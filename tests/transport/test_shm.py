@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import random
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus.errors import ConfigError, LinkBroken, ProtocolViolation
+from janus.errors import ConfigError, DeadlineExceeded, LinkBroken, ProtocolViolation
 from janus.messages.control import Leave
 from janus.transport import InFrame, Kind, Link, LinkOptions, SharedPool
 from janus.transport.buffers import BufferPool
@@ -418,6 +420,16 @@ async def test_a_port_can_be_taken_once_and_is_free_again() -> None:
     second.close()
 
 
+async def test_a_listener_that_never_accepts_ends_the_wait_in_time() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind("\0janus-shm-1023")
+        silent.listen(1)
+        # The first two keep their places in the backlog, as nobody looks at it; the third finds it full.
+        for words in ("no handshake within", "no handshake within", "no connection within"):
+            with pytest.raises(DeadlineExceeded, match=words):
+                await dial("shm", 1023, Recorder(), timeout_s=0.2)
+
+
 async def test_a_private_pool_is_refused() -> None:
     with pytest.raises(ConfigError, match="shared_pool"):
         await dial("shm", 1, Recorder(), pool=BufferPool())
@@ -463,3 +475,29 @@ async def test_two_hundred_peers_later_nothing_is_left_of_them() -> None:
         memory = resident_mb()
         assert await cycles(200) == before
         assert resident_mb() - memory < 8
+
+
+async def test_whatever_a_proven_peer_says_costs_its_own_link_alone() -> None:
+    """Messages that are almost right, at random: the link ends, and the one beside it notices nothing."""
+    rng = random.Random(11)
+    numbers = (0, 1, 63, 64, 4095, 4096, SEGMENT - 64, SEGMENT, (1 << 32) - 1, (1 << 63), (1 << 64) - 64)
+
+    def almost() -> bytes:
+        magic = rng.choice((b"JREF", b"JREF", b"JSEG", b"JNUS", rng.randbytes(4)))
+        small = [rng.choice(numbers) & 0xFFFFFFFF for _ in range(2)]
+        large = [rng.choice(numbers) for _ in range(2)]
+        whole = message(magic, *small, *large) + rng.choice((bytes(64), b"JNUS" + rng.randbytes(60)))
+        return whole[: rng.choice((4, 31, 32, 95, 96, 96, 96, 96))]
+
+    async with serving("shm", lambda _: Echo()) as server:
+        beside = await dial("shm", server.listener.port, Recorder())
+        for _ in range(60):
+            link = await dial("shm", server.listener.port, Recorder())
+            if rng.random() < 0.7:
+                say(link, GOOD, memfd(SEGMENT))
+            with contextlib.suppress(OSError):
+                for _ in range(5):
+                    say(link, almost())
+            await link.wait_closed()
+            assert await beside.call(Leave(reason="x"), timeout_s=DEADLINE_S) == Leave(reason="x")
+        await beside.close("done")
