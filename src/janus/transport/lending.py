@@ -7,6 +7,7 @@ borrower: a generation is never used twice.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import os
@@ -87,7 +88,8 @@ class SharedPool(BufferPool):
         """Called in any thread and at any time, so without a lock."""
         del self._blocks[offset]
         if 1 << log2 >= mmap.PAGESIZE:
-            self.segment.discard(offset, 1 << log2)
+            with contextlib.suppress(OSError):  # it then keeps its pages, no more
+                self.segment.discard(offset, 1 << log2)
         self._dead.append((offset, log2))
 
     def _bury(self) -> None:
@@ -116,7 +118,10 @@ class SharedPool(BufferPool):
         """Take over what a peer still had when its wire was lost, until it certainly does not compute on it."""
         with self._lock:
             self._lenders.discard(loans)
-            self._quarantine.append((time.monotonic() + QUARANTINE_S, loans))
+            if len(loans):
+                self._quarantine.append((time.monotonic() + QUARANTINE_S, loans))
+            else:
+                self._tables.append(loans.forget())
         self.settle()
 
     def settle(self) -> None:
@@ -125,7 +130,7 @@ class SharedPool(BufferPool):
             held = sum(loans.nbytes for _, loans in self._quarantine)
             while self._quarantine:
                 until, loans = self._quarantine[0]
-                if loans.nbytes and until > time.monotonic() and held <= self._quarantine_bytes:
+                if until > time.monotonic() and held <= self._quarantine_bytes:
                     break
                 self._quarantine.popleft()
                 held -= loans.nbytes
