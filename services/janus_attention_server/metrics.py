@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from janus.core.batcher import BatcherStats
+from janus.core.exchange_cost import LinkCost
+from janus.core.exchange_routes import MODES
 from janus.runtime.attention_engine import StepNews
 from janus.runtime.step_times import StepTimes
 
@@ -48,12 +50,33 @@ class AttentionMetrics:
             field: Counter(name, text, registry=registry)
             for field, name, text in (
                 ("dispatches", "janus_dispatches", "MoE layers dispatched to expert instances"),
+                ("frames", "janus_exchange_frames", "Frames posted to expert instances"),
+                ("hand_ins", "janus_exchange_hand_ins", "Frames handed in to other attention instances of the node"),
+                ("bundles", "janus_exchange_bundles", "Dispatches posted for the node, of one or several instances"),
+                ("bytes_out", "janus_exchange_sent_bytes", "Bytes of activations sent, hand-ins included"),
+                ("bytes_in", "janus_exchange_received_bytes", "Bytes of partial sums received"),
+                ("linger_ns", "janus_exchange_linger_seconds", "Time that bundles waited for other members"),
                 ("schedule_ns", "janus_schedule_seconds", "Time spent choosing replicas"),
                 ("judged", "janus_schedules_judged", "Choices of replicas that were compared with the best possible"),
                 ("proven", "janus_schedules_proven", "Choices of replicas that are proven to be the best possible"),
             )
         }
         self._seen = dict.fromkeys(self._sums, 0)
+        self._ways = {
+            suffix: Counter(name, text, ["way"], registry=registry)
+            for suffix, name, text in (
+                ("", "janus_exchange_dispatches", "Dispatches by the way that they went"),
+                ("_ns", "janus_exchange_seconds", "Time from dispatch to combine, the experts' work left out"),
+                ("_predicted_ns", "janus_exchange_predicted_seconds", "What that time was predicted to be"),
+            )
+        }
+        self._way_seen: dict[str, int] = {}
+        self._link_cost = Gauge(
+            "janus_link_cost_seconds",
+            "What links cost, as measured: per message at each end, latency, per byte",
+            ["kind", "of"],
+            registry=registry,
+        )
         self._micro_batches = Gauge(
             "janus_micro_batches", "Micro-batches that the running requests are split into", registry=registry
         )
@@ -98,6 +121,18 @@ class AttentionMetrics:
             now = times.get(field, 0)
             counter.inc((now - self._seen[field]) * (1e-9 if field.endswith("_ns") else 1))
             self._seen[field] = now
+        for way in MODES:
+            for suffix, counter in self._ways.items():
+                field = way.replace("-", "_") + suffix
+                now, seen = times.get(field, 0), self._way_seen.get(field, 0)
+                counter.labels(way).inc((now - seen) * (1e-9 if suffix else 1))
+                self._way_seen[field] = now
+
+    def link_costs(self, costs: dict[str, LinkCost]) -> None:
+        """Show what the cost model takes links to cost."""
+        for kind, cost in costs.items():
+            for of in ("message", "latency", "byte"):
+                self._link_cost.labels(kind, of).set(getattr(cost, f"{of}_s"))
 
     def turns(self, times: StepTimes, micro_batches: int) -> None:
         """Bring the counters of computing, overlap and waiting up to ``times``."""

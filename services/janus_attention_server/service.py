@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -106,6 +107,7 @@ class AttentionServer(ModelServer):
             self._metrics.gauges(engine.stats())
             self._metrics.turns(engine.times, engine.micro_batches)
         self._metrics.exchange(self._stepping.exchange_times())
+        self._metrics.link_costs(self._stepping.link_costs())
 
     def status(self) -> dict[str, Any]:
         engine = self._stepping.engine
@@ -114,6 +116,7 @@ class AttentionServer(ModelServer):
             status["micro_batches"] = engine.micro_batches
             status["step_times"] = engine.times.as_dict()
             status["exchange_times"] = self._stepping.exchange_times()
+            status["link_costs"] = {kind: asdict(cost) for kind, cost in self._stepping.link_costs().items()}
         return status
 
     def _stats(self) -> BatcherStats | None:

@@ -12,6 +12,7 @@ import torch
 
 from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
+from janus.core.exchange_cost import LinkCost
 from janus.core.micro_batches import policy_for
 from janus.core.placement import Placement
 from janus.errors import ConfigError
@@ -28,6 +29,7 @@ from janus.model.kv_cache import PagedKVCache
 from janus.runtime import garbage
 from janus.runtime.attention_engine import AttentionEngine, StepNews
 from janus.runtime.device import prepare, torch_dtype
+from janus.runtime.link_meter import LinkMeter
 from janus.runtime.listening import listen_as
 from janus.runtime.node_links import NodeLinks
 from janus.runtime.peers import PeerSet
@@ -76,6 +78,7 @@ class Stepping:
         self._remote: RemoteExchange | None = None
         self._peers: PeerSet | None = None
         self._node: NodeLinks | None = None
+        self._meter: LinkMeter | None = None
         self._port = 0
         self.engine: AttentionEngine | None = None
 
@@ -105,6 +108,8 @@ class Stepping:
                 await self.engine.run()
             finally:
                 await exchange.close()
+                if self._meter is not None:
+                    await self._meter.close()
                 if self._peers is not None:
                     await self._peers.close("shutting down")
                 if self._node is not None:
@@ -174,6 +179,11 @@ class Stepping:
         """Sums of ``ExchangeTimes``; empty in monolithic mode. May be read from another thread."""
         return {} if self._remote is None else asdict(self._remote.times)
 
+    def link_costs(self) -> dict[str, LinkCost]:
+        """What the cost model takes links to cost, by kind: "inter" (between nodes) and "intra" (within this one)."""
+        remote = self._remote
+        return {} if remote is None else {"inter": remote.choice.inter, "intra": remote.choice.intra}
+
     def _batcher_config(self) -> BatcherConfig:
         options, config = self._options, self._checkpoint.config
         limit = config.max_position_embeddings
@@ -211,6 +221,7 @@ class Stepping:
         if remote is not None:
             node = self._node
             if node is not None:
+                self._meter = LinkMeter(remote)
                 await node.open(self._port, lambda: remote, on_change=self._links_changed)
             self._peers = PeerSet(
                 role="expert",
@@ -248,6 +259,8 @@ class Stepping:
     def _links_changed(self) -> None:
         if self._remote is not None:
             self._remote.links_changed()
+            if self._meter is not None:
+                self._meter.links_changed()
         self._tell_experts()
 
     def _tell_experts(self) -> None:
