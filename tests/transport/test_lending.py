@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -217,6 +219,18 @@ def test_a_segment_is_mapped_once_and_shows_the_same_bytes() -> None:
     theirs, other = first.array(4096, 100)
     ours[:] = 5
     assert (theirs == 5).all() and address != other == theirs.ctypes.data
+
+
+def test_a_borrower_can_neither_resize_nor_seal_a_segment() -> None:
+    segment = HostSegment(SIZE)
+    fd = segment.export()
+    for change in (
+        lambda: os.ftruncate(fd, 4096),
+        lambda: os.ftruncate(fd, 2 * SIZE),
+        lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+    ):
+        with pytest.raises(PermissionError):
+            change()
 
 
 @pytest.mark.parametrize("nbytes", [0, 1000, 12288])

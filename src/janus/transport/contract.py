@@ -94,9 +94,6 @@ class InFrame:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer.release()
-        self._return_credit()
-
-    def _return_credit(self) -> None:
         link, self._link = self._link, None
         if link is not None:
             link._taken()
@@ -104,7 +101,8 @@ class InFrame:
     def __del__(self) -> None:
         if self._buffer is not None:
             self._buffer.dropped()
-        self._return_credit()
+        if self._link is not None:
+            self._link._taken()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,8 @@ class HostSegment(_Mapped):
         try:
             self._fd = os.memfd_create("janus", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self._fd, nbytes)
-            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            # The last one: no peer may add a seal, such as one against writing.
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             super().__init__(self._fd, nbytes)
         except (AttributeError, OSError) as error:
             raise ConfigError("transport", f"no shared memory of {nbytes} bytes ({error})", _REMEDY) from error
