@@ -23,15 +23,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 #: Long enough that a fault comes in the middle.
 _TOKENS = 200
 #: A restart loads torch; on a busy machine that takes a while.
-_PATIENT = (("JANUS_ATTENTION_RECOVERY_TIMEOUT", "90"), ("JANUS_GATEWAY_RECOVERY_TIMEOUT", "90"))
-_SLOW_DRAIN = ("--drain-timeout", "90")
+PATIENT = (("JANUS_ATTENTION_RECOVERY_TIMEOUT", "90"), ("JANUS_GATEWAY_RECOVERY_TIMEOUT", "90"))
+SLOW_DRAIN = ("--drain-timeout", "90")
 _STREAMS = 8
 
 
 @pytest.fixture(scope="module")
 def mended(lab: Lab) -> Iterator[Cluster]:
     """A cluster whose instances are restarted; every test leaves it whole."""
-    spec = Spec(model=lab.model_dir("grouped"), attention=2, experts=2, environment=_PATIENT, arguments=_SLOW_DRAIN)
+    spec = Spec(model=lab.model_dir("grouped"), attention=2, experts=2, environment=PATIENT, arguments=SLOW_DRAIN)
     cluster = lab.clusters.launch(spec).wait_ready()
     yield cluster
     lab.clusters.close(cluster)
