@@ -144,12 +144,15 @@ JANUS_API int64_t janus_scan_slots(int64_t count, int64_t first, int64_t num_slo
   return distinct;
 }
 
-// Counts, for each of `instances` with `per_instance` slots, the entries of `slots` [count] that are its.
-JANUS_API void janus_count_entries(int64_t count, int64_t per_instance, int64_t instances, const int32_t* slots,
-                                   int64_t* entries) {
+// As janus_scan_slots for the instance at `position` of `instances` with `num_slots` each; `entries` [instances] gets how
+// many of `slots` are each one's.
+JANUS_API int64_t janus_take_share(int64_t count, int64_t position, int64_t instances, int64_t num_slots, int64_t epoch,
+                                   const int64_t* usable_from, const int32_t* slots, int32_t* own, int64_t* entries) {
   std::memset(entries, 0, size_t(instances) * sizeof(int64_t));
+  const int64_t all = instances * num_slots;
   for (int64_t i = 0; i < count; ++i)
-    if (slots[i] >= 0 && slots[i] < per_instance * instances) ++entries[slots[i] / per_instance];
+    if (slots[i] >= 0 && slots[i] < all) ++entries[slots[i] / num_slots];
+  return janus_scan_slots(count, position * num_slots, num_slots, all, epoch, usable_from, slots, own);
 }
 
 // y[p] [counts[p], hidden] are the answers, rows[p] [counts[p]] the ascending tokens that they are for (null: all).

@@ -20,9 +20,10 @@ from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
 from janus.model.gate import Gates
 from janus.runtime.expert_gate import ExpertGate
+from janus.runtime.joint import JointInput
 from janus.runtime.relay import Relay, RelayJob
 from janus.runtime.replica_slots import MakeBank, ReplicaSlots
-from janus.runtime.shares import Share, node_share, own_share
+from janus.runtime.shares import NodeView, Share, node_share, own_share
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 
 _MAX_WAITING = 4096
 _MAX_ROWS_TOGETHER = 16384
+_VIEWS_KEPT = 4
 
 
 @dataclass(slots=True)
@@ -106,6 +108,8 @@ class ExpertEngine:
             itemsize=dtype.itemsize,
         )
         self._gate = None if gates is None else ExpertGate(gates, config, dtype, self._replicas, instance)
+        self._views: dict[int, NodeView] = {}
+        self._joint = JointInput()
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -175,11 +179,11 @@ class ExpertEngine:
             if self._gate is None:
                 raise ValueError("this expert instance has no gates; start it with --gate expert")
             batches = check_ungated(header, frame.payload, hidden=hidden, dtype=self._dtype, num_layers=layers)
-            share, names = self._gate.share(frame, batches)
+            share, names = self._gate.share(frame, batches, self._view(header.epoch))
         else:
             layout = check_dispatch(header, hidden=hidden, dtype=self._dtype, num_layers=layers)
             if header.flags & (Flags.NODE | Flags.FORWARDED):
-                share, names = node_share(frame, layout, self._replicas, self._instance)
+                share, names = node_share(frame, layout, self._replicas, self._view(header.epoch))
             else:
                 share = own_share(frame, layout, self._replicas)
         job = None
@@ -188,6 +192,13 @@ class ExpertEngine:
             if self._instance not in names:
                 return None
         return _Waiting(link, frame, share, time.perf_counter_ns(), job)
+
+    def _view(self, epoch: int) -> NodeView:
+        view = self._views.get(epoch)
+        if view is None:
+            view = NodeView.of(self._replicas.placement(epoch), self._instance)
+            self._views = {known: v for known, v in self._views.items() if known > epoch - _VIEWS_KEPT} | {epoch: view}
+        return view
 
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
         """Take a sibling's rejection in; nothing else is said on these links."""
@@ -277,9 +288,14 @@ class ExpertEngine:
         if len(group) == 1:
             self._compute_one(bank, layer, group[0], started)
             return
-        x_NH, slots_NK, weights_NK = Share.joined([waiting.share for waiting in group], self._device)
-        y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
-        times.activated += bank.activated(slots_NK)
+        shares = [waiting.share for waiting in group]
+        if bank.takes_addresses:
+            y_NH = self._joint.forward(bank, layer, shares)
+            times.activated += self._replicas.distinct(layer, *self._joint.slots)
+        else:
+            x_NH, slots_NK, weights_NK = Share.joined(shares, self._device)
+            y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
+            times.activated += bank.activated(slots_NK)
         computed = time.perf_counter_ns()
         times.compute_ns += computed - started
         start = 0

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from janus.core.scheduling import Scheduler
-from janus.errors import ReplicaMissing
 from janus.exchange.layout import UngatedLayout
 from janus.exchange.remote import SCHEDULER_NAMES, SCHEDULER_SHIFT
 from janus.model.config import ModelConfig
 from janus.model.gate import Gates
 from janus.model.kernels.scheduling import fastest_scheduler
 from janus.runtime.replica_slots import ReplicaSlots
-from janus.runtime.shares import Share
+from janus.runtime.shares import NodeView, Share
 from janus.transport.frame import Flags
 from janus.transport.link import InFrame
 
@@ -36,17 +35,15 @@ class ExpertGate:
         self._instance = instance
         self._schedulers: dict[int, Scheduler] = {}
 
-    def share(self, frame: InFrame, layout: UngatedLayout) -> tuple[Share, tuple[str, ...]]:
+    def share(self, frame: InFrame, layout: UngatedLayout, view: NodeView) -> tuple[Share, tuple[str, ...]]:
         """Return this instance's share, and the names of all on its node who have one.
 
         Raises:
-            ReplicaMissing: the epoch is not known here, or its replicas are not loaded.
+            ReplicaMissing: the replicas of the dispatch's epoch are not loaded.
             ValueError: the frame names no scheduler.
         """
         header = frame.header
-        placement = self._replicas.placement(header.epoch)
-        if self._instance not in placement.instances:
-            raise ReplicaMissing(f"epoch {header.epoch} has nothing on {self._instance}")
+        placement = view.placement
         scheduler = self._scheduler(header.flags >> SCHEDULER_SHIFT & 0xF)
         index, count = placement.instances.index(self._instance), placement.slots_per_instance
         x_NH, batches = layout.views(frame.payload)
@@ -64,11 +61,12 @@ class ExpertGate:
             start += rows
         slots_NK = slots[0] if len(slots) == 1 else np.concatenate(slots)
         weights_NK = weights[0] if len(weights) == 1 else np.concatenate(weights)
-        activated = self._replicas.scan(header.layer, header.epoch, slots_NK, slots_NK.ctypes.data)
+        activated = self._replicas.check_own(header.layer, header.epoch, slots_NK)
         share = Share(
             frame,
             layout.rows,
             layout.hidden,
+            slots_NK.shape[1],
             layout.dtype,
             slots_NK,
             weights_NK,
@@ -78,8 +76,8 @@ class ExpertGate:
         )
         if not header.flags & Flags.NODE:
             return share, (self._instance,)
-        group = placement.group_of(self._instance)
-        names = tuple(placement.instances[member] for member in group if rows_G[member])
+        rows = dict(zip(placement.instances, rows_G.tolist(), strict=True))
+        names = tuple(name for name in view.names if rows[name])
         # A row that no expert of this node wants is answered all the same: the sender cannot know.
         return share, names or (self._instance,)
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -28,6 +29,26 @@ _NOT_LOADED = np.iinfo(np.int64).max
 MakeBank: TypeAlias = Callable[[ModelConfig, int, int, torch.dtype, torch.device], ExpertBank]
 #: Placements of earlier epochs that a dispatch may still name.
 _PLACEMENTS_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LazySlots:
+    """int32[rows, K] of slots at an address; an array of it is made only where there are no kernels."""
+
+    payload: npt.NDArray[np.uint8]
+    start: int
+    address: int
+    rows: int
+    top_k: int
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return self.rows * self.top_k
+
+    def array(self) -> npt.NDArray[np.int32]:
+        """Return the slots as an array, not copied."""
+        return self.payload[self.start : self.start + 4 * self.size].view(np.int32).reshape(self.rows, self.top_k)
 
 
 class ReplicaSlots:
@@ -149,53 +170,101 @@ class ReplicaSlots:
             raise ReplicaMissing(f"epoch {epoch} is not loaded here, the newest is {self.loaded_epoch}")
         return found
 
-    def scan(
+    def scan(self, layer: int, epoch: int, slots_NK: LazySlots) -> int:
+        """Return how many distinct slots a dispatch to this instance alone names.
+
+        Raises:
+            ReplicaMissing: it names none, or one that may not be used in this epoch; the message says which.
+        """
+        count = self._usable_from.shape[1]
+        if self._library is not None:
+            found: int = self._library.scan_slots(
+                slots_NK.size,
+                0,
+                count,
+                count,
+                epoch,
+                self._usable_address + layer * count * self._usable_from.itemsize,
+                slots_NK.address,
+                None,
+            )
+            if found > 0:
+                return found
+        found = self._scan(layer, epoch, slots_NK.array(), None, first=0, total=count)
+        if not found:
+            raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: the dispatch names no slot")
+        return found
+
+    def take_share(
         self,
         layer: int,
         epoch: int,
-        slots_NK: npt.NDArray[np.int32],
-        address: int,
+        slots_NK: LazySlots,
+        own_NK: npt.NDArray[np.int32],
         *,
-        first: int = 0,
-        total: int | None = None,
-        own: npt.NDArray[np.int32] | None = None,
-    ) -> int:
-        """Return how many distinct slots of this instance a dispatch names.
+        position: int,
+        instances: int,
+    ) -> tuple[int, list[int]]:
+        """Return how many distinct slots of this instance a dispatch to its node names, and each instance's entries.
 
         Args:
             layer: MoE layer.
             epoch: what the dispatch was planned with.
-            slots_NK: int32, at ``address``: slots, -1 for none.
-            address: see ``slots_NK``.
-            first: number of this instance's first slot among those that ``slots_NK`` numbers.
-            total: how many these are; this instance's own unless given.
-            own: int32, like ``slots_NK``; gets this instance's own numbers, -1 for others'.
+            slots_NK: slots, numbered through the node's instances; -1 for none.
+            own_NK: int32, like ``slots_NK``; gets this instance's own numbers, -1 for others'.
+            position: of this instance in its node.
+            instances: of the node.
 
         Raises:
             ReplicaMissing: a slot does not exist, or may not be used in this epoch; the message says which.
         """
         count = self._usable_from.shape[1]
-        total = count if total is None else total
+        entries = np.empty(instances, dtype=np.int64)
         if self._library is not None:
-            found: int = self._library.scan_slots(
+            found: int = self._library.take_share(
                 slots_NK.size,
-                first,
+                position,
+                instances,
                 count,
-                total,
                 epoch,
                 self._usable_address + layer * count * self._usable_from.itemsize,
-                address,
-                None if own is None else own.ctypes.data,
+                slots_NK.address,
+                own_NK.ctypes.data,
+                entries.ctypes.data,
             )
             if found >= 0:
-                return found
+                return found, entries.tolist()
+        slots = slots_NK.array()
+        found = self._scan(layer, epoch, slots, own_NK, first=position * count, total=instances * count)
+        return found, np.bincount(slots[slots >= 0] // count, minlength=instances).tolist()
+
+    def check_own(self, layer: int, epoch: int, own_NK: npt.NDArray[np.int32]) -> int:
+        """Return how many distinct slots of this instance ``own_NK`` names, which may be none.
+
+        Raises:
+            ReplicaMissing: one may not be used in this epoch.
+        """
+        return self._scan(layer, epoch, own_NK, None, first=0, total=self._usable_from.shape[1])
+
+    def _scan(
+        self,
+        layer: int,
+        epoch: int,
+        slots_NK: npt.NDArray[np.int32],
+        own_NK: npt.NDArray[np.int32] | None,
+        *,
+        first: int,
+        total: int,
+    ) -> int:
+        """In numpy: what the kernels do, and the words for what is wrong."""
+        count = self._usable_from.shape[1]
         lowest, highest = int(slots_NK.min()), int(slots_NK.max())
         if lowest < -1 or highest >= total:
             whose = "this instance" if total == count else "its node"
             raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: slots {lowest}..{highest}, {whose} has {total}")
         here_NK = np.where((slots_NK >= first) & (slots_NK < first + count), slots_NK - np.int32(first), np.int32(-1))
-        if own is not None:
-            np.copyto(own, here_NK)
+        if own_NK is not None:
+            np.copyto(own_NK, here_NK)
         early = here_NK[(here_NK >= 0) & (self._usable_from[layer][here_NK] > epoch)]
         if early.size:
             raise ReplicaMissing(f"MoE layer {layer}: slot {int(early[0])} does not hold what epoch {epoch} says")

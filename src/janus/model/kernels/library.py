@@ -89,7 +89,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_count_rows": (c_int64, (c_int64,) * 2 + (c_void_p,) * 2),
     "janus_pack_dispatch": (None, (c_int64,) * 4 + (c_void_p,) * 8),
     "janus_scan_slots": (c_int64, (c_int64,) * 5 + (c_void_p,) * 3),
-    "janus_count_entries": (None, (c_int64,) * 3 + (c_void_p,) * 2),
+    "janus_take_share": (c_int64, (c_int64,) * 5 + (c_void_p,) * 4),
     "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 6),
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
@@ -124,7 +124,7 @@ class Library:
         self.count_rows = self._dll.janus_count_rows
         self.pack_dispatch = self._dll.janus_pack_dispatch
         self.scan_slots = self._dll.janus_scan_slots
-        self.count_entries = self._dll.janus_count_entries
+        self.take_share = self._dll.janus_take_share
         self.combine = self._dll.janus_combine
 
     def argmax(self, logits_RV: torch.Tensor) -> torch.Tensor:
