@@ -195,6 +195,13 @@ class ReplicaSlots:
             raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: the dispatch names no slot")
         return found
 
+    def distinct(self, layer: int, address: int, size: int) -> int:
+        """Return how many distinct slots of this instance are among the ``size`` that were checked, at ``address``."""
+        assert self._library is not None  # who has addresses has kernels
+        count = self._usable_from.shape[1]
+        usable = self._usable_address + layer * count * self._usable_from.itemsize
+        return int(self._library.scan_slots(size, 0, count, count, _NOT_LOADED, usable, address, None))
+
     def take_share(
         self,
         layer: int,
