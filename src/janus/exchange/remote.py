@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 #: Placements of earlier epochs that a hand-in may still name.
 _PLACEMENTS_KEPT = 4
+#: A member that could not post for this one is passed over for so many dispatches: it may have just come, and know no
+#: placement yet, or not reach an expert instance that others do reach.
+_PASSED_OVER_FOR = 16
 #: The scheduler's number in the flags of a dispatch that the experts gate.
 SCHEDULER_NAMES = tuple(sorted(SCHEDULERS))
 SCHEDULER_SHIFT = 8
@@ -148,6 +151,8 @@ class RemoteExchange:
         self._ids = itertools.count(1)
         #: request id -> who waits for the answer
         self._pending: dict[int, Waiter] = {}
+        #: Members that are passed over, and how many dispatches still.
+        self._passed_over: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._activated: dict[str, list[int]] = {}
         self._bundles: Bundles | None = None
@@ -367,7 +372,7 @@ class RemoteExchange:
         if mode != "direct" and len(self._members) > 1:
             by = leader(self._members, layer)
             sibling = self.siblings.get(by)
-            if sibling is not None and not sibling.closed:
+            if sibling is not None and not sibling.closed and not self._passes_over(by):
                 receipt.outstanding = 1
                 self._hand_in(sibling, receipt, x_TH, routed, epoch)
             else:
@@ -400,6 +405,12 @@ class RemoteExchange:
             flags = self._flags | Flags.NODE if to.is_node else self._flags
             self._post(link, part, x_TH, routed, numbering, epoch=epoch, flags=flags)
         receipt.outstanding = len(parts)
+
+    def _passes_over(self, member: str) -> bool:
+        left = self._passed_over.pop(member, 0)
+        if left > 1:
+            self._passed_over[member] = left - 1
+        return left > 0
 
     def _hand_in(self, link: Link, receipt: Receipt, x_TH: torch.Tensor, routed: Routed | None, epoch: int) -> None:
         """Give all rows to the member that posts for the node in this layer."""
@@ -584,6 +595,8 @@ class RemoteExchange:
         waiter = self._pending.pop(request_id, None)
         if waiter is None:
             return
+        if link.peer.role == "attention":
+            self._passed_over[link.peer.instance] = _PASSED_OVER_FOR
         kind = ReplicaMissing if message.code == "replica_missing" else InstanceLost
         names = tuple(message.instances) or (link.peer.instance,)
         waiter.failed(kind(f"{link.peer.instance}: {message.problem}", instances=names))
