@@ -13,14 +13,14 @@ import json
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import structlog
 import torch
 import uvloop
-
 from benchmarks.exchange.fakes import CopyBank, NoCheckpoint, random_gates
+
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS
 from janus.exchange.choice import ModeChoice
@@ -29,17 +29,18 @@ from janus.exchange.remote import RemoteExchange
 from janus.messages import PROTOCOL_VERSION
 from janus.messages.control import Identity, Member, PlacementTable
 from janus.model.config import ModelConfig
+from janus.model.experts import ExpertBank
 from janus.model.kernels.library import configure_threads
 from janus.model.kernels.scheduling import fastest_scheduler
 from janus.model.random_model import random_config
 from janus.runtime.expert_engine import ExpertEngine
 from janus.runtime.node_links import NodeLinks
-from janus.transport import LinkOptions, connect, listen
+from janus.transport import Link, LinkOptions, connect, listen
 
 SECRET = b"exchange benchmark"
 EXPERTS, TOP_K, LAYERS = 64, 8, 4
-#: Links live through whatever a sweep does to two cores.
-OPTIONS = LinkOptions(silence_s=60.0, handshake_s=30.0)
+#: Links live through whatever a sweep does to two cores; a test that cuts them asks for less.
+SILENCE_S = DISPATCH_TIMEOUT_S = 60.0
 
 
 def model(hidden: int) -> ModelConfig:
@@ -57,13 +58,20 @@ def model(hidden: int) -> ModelConfig:
 class Worker:
     """Runs commands; one method each."""
 
+    make_bank: ClassVar[type[ExpertBank]] = CopyBank
+
     def __init__(self, given: dict[str, Any]) -> None:
         self.given = given
+        self.options = LinkOptions(silence_s=given.get("silence_s", SILENCE_S), handshake_s=30.0)
         self.name, self.node, self.role = given["name"], given["node"], given["role"]
         self.config = model(given["hidden"])
         self.dtype = torch.bfloat16
         self.identity = Identity(
-            protocol=PROTOCOL_VERSION, role=self.role, instance=self.name, node=self.node, incarnation=self.name
+            protocol=PROTOCOL_VERSION,
+            role=self.role,
+            instance=self.name,
+            node=self.node,
+            incarnation=given["incarnation"],
         )
         self.links = NodeLinks(identity=self.identity, secret=SECRET)
         self.exchange: RemoteExchange | None = None
@@ -83,7 +91,7 @@ class Worker:
                 instance=self.name,
                 siblings=self.links.links,
                 gates=random_gates(self.config, self.dtype),
-                make_bank=CopyBank,
+                make_bank=self.make_bank,
             )
             handler: Any = self.engine
         else:
@@ -95,7 +103,7 @@ class Worker:
             identity=self.identity,
             secret=SECRET,
             handler_factory=lambda _: handler,
-            options=OPTIONS,
+            options=self.options,
             pool=self.links.pool,
         )
         self.listener = listener
@@ -110,7 +118,7 @@ class Worker:
             scheduler=fastest_scheduler("static") if gate == "attention" else SCHEDULERS["static"],
             scheduler_name="static",
             dtype=self.dtype,
-            dispatch_timeout_s=60.0,
+            dispatch_timeout_s=self.given.get("dispatch_timeout_s", DISPATCH_TIMEOUT_S),
             experts_gate=gate == "expert",
         )
 
@@ -121,13 +129,19 @@ class Worker:
     async def do_connect(self, members: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any]:
         listed = [Member(**member) for member in members]
         placement = PlacementTable(**table)
-        if self.engine is not None:
+        if self.engine is not None and self.engine.loaded_epoch != placement.epoch:
             await self.engine.load(placement)
         self.links.update(listed)
-        siblings = [m for m in listed if m.role == self.role and m.node == self.node and m.instance != self.name]
+        siblings = {
+            m.instance: m.incarnation
+            for m in listed
+            if m.role == self.role and m.node == self.node and m.instance != self.name
+        }
         if self.exchange is not None:
             for member in listed:
-                if member.role == "expert":
+                if member.role == "expert" and not self._linked(
+                    self.exchange.links, member.instance, member.incarnation
+                ):
                     self.exchange.links[member.instance] = await connect(
                         "ucx",
                         member.host,
@@ -135,16 +149,22 @@ class Worker:
                         identity=self.identity,
                         secret=SECRET,
                         handler=self.exchange,
-                        options=OPTIONS,
+                        options=self.options,
                         pool=self.links.pool,
                         timeout_s=30.0,
                     )
             self.exchange.set_sources({m.instance: m.node for m in listed if m.role == "attention"})
             self.exchange.set_placement(Placement.from_table(placement))
         async with asyncio.timeout(30):
-            while len(self.links.links) < len(siblings):
+            while not all(self._linked(self.links.links, *each) for each in siblings.items()):
                 await asyncio.sleep(0.01)
         return {"siblings": len(self.links.links)}
+
+    @staticmethod
+    def _linked(links: dict[str, Link], name: str, incarnation: str) -> bool:
+        """Whether there is a link that is up to this very process."""
+        link = links.get(name)
+        return link is not None and not link.closed and link.peer.incarnation == incarnation
 
     async def do_measure(self) -> dict[str, Any]:
         """Measure links as an attention instance does when it links up."""
@@ -197,8 +217,8 @@ def _us(cost: Any) -> dict[str, float] | None:
     return None if cost is None else {name: value * 1e6 for name, value in asdict(cost).items()}
 
 
-async def main(given: dict[str, Any]) -> None:
-    worker = Worker(given)
+async def main(make: type[Worker], given: dict[str, Any]) -> None:
+    worker = make(given)
     port = await worker.start()
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 24)
@@ -210,10 +230,15 @@ async def main(given: dict[str, Any]) -> None:
         print(json.dumps(answer), flush=True)
 
 
-if __name__ == "__main__":
+def run(make: type[Worker] = Worker) -> None:
+    """Be the worker that the command line describes, until whoever started it is gone."""
     ctypes.CDLL(None).prctl(1, 9)  # SIGKILL when whoever started it is gone
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     configure_threads(1, 0)
     np.random.default_rng(0)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(json.loads(sys.argv[1])))
+        runner.run(main(make, json.loads(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    run()
