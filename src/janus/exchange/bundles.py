@@ -37,11 +37,14 @@ log = structlog.get_logger(__name__)
 _SHORTEST_S = 100e-6
 _LONGEST_S = 5e-3
 
+#: The share of the deadline after which whoever posts says who is late; the members would only know the poster.
+_PATIENCE = 0.9
+
 #: A hand-in says which replicas its rows go to, and the leader needs no more.
 _NOBODY = np.zeros(0, dtype=np.int32)
 
-#: What rows must agree in to share a bundle: way, layer, epoch, K, flags.
-_Key: TypeAlias = tuple[Mode, int, int, int, int]
+#: What rows must agree in to share a bundle: way, layer, epoch, K, flags, H.
+_Key: TypeAlias = tuple[Mode, int, int, int, int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -215,13 +218,15 @@ class Bundles:
         self._open.clear()
         self._timer.close()
 
-    def forget(self, member: str) -> None:
-        """A member is gone: its rows in open bundles go with it."""
-        self._linger.forget(member)
+    def forget(self, link: Link) -> None:
+        """A link is gone: what was handed in over it goes out of open bundles, and is not waited for there."""
+        self._linger.forget(link.peer.instance)
         for key, bundle in list(self._open.items()):
-            for batch in [b for b in bundle.batches if b.link is not None and b.link.peer.instance == member]:
+            for batch in [b for b in bundle.batches if b.link is link]:
                 bundle.batches.remove(batch)
                 batch.release()
+            if self._open.get(key) is not bundle:
+                continue  # to post one may take down a link, too, and send the rest
             if not bundle.batches:
                 del self._open[key]
             else:
@@ -243,14 +248,18 @@ class Bundles:
         bundle.batches.append(batch)
         self._maybe_send(bundle)
 
-    def hand_in(self, mode: Mode, plan: Plan, link: Link, frame: InFrame) -> None:
+    def hand_in(self, mode: Mode, plan: Plan, link: Link, frame: InFrame, *, deadline_ms: int) -> None:
         """Put what a member hands in into the bundle that it belongs to.
+
+        ``deadline_ms``: this instance's own. Rows that share a frame share its deadline: no member sets that of others.
 
         Raises:
             ValueError: the frame is no dispatch for this model.
         """
         header = frame.header
         layers, flags = plan.placement.num_layers, header.flags & ~Flags.HAND_IN
+        if flags & (Flags.NODE | Flags.FORWARDED):
+            raise ValueError("the hand-in says that it is for experts")  # whoever posts it says for which
         routed = None
         if flags & Flags.EGATE:
             ungated = check_ungated(header, frame.payload, hidden=header.cols, dtype=self._dtype, num_layers=layers)
@@ -262,11 +271,14 @@ class Bundles:
             total = plan.placement.num_instances * plan.placement.slots_per_instance
             if phys_TK.size and (phys_TK.min() < -1 or phys_TK.max() >= total):
                 raise ValueError(f"the hand-in names replicas outside 0..{total - 1}")
+            if phys_TK.max() < 0:
+                raise ValueError("the hand-in names no replica")
             assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=frame.address + layout.slots_at)
             routed = Routed(x_TH, assignment, torch.from_numpy(weights_TK))
             top_k = header.top_k
         batch = Batch(x_TH, routed, link=link, request_id=header.request_id, frame=frame)
-        self.add((mode, header.layer, header.epoch, top_k, flags), plan, batch, deadline_ms=header.deadline_ms)
+        key = (mode, header.layer, header.epoch, top_k, flags, header.cols)
+        self.add(key, plan, batch, deadline_ms=deadline_ms)
 
     def _present(self, bundle: Bundle) -> list[str]:
         return [self._own if batch.link is None else batch.link.peer.instance for batch in bundle.batches]
@@ -305,7 +317,7 @@ class Bundles:
             return
         for batch in bundle.batches:
             batch.release()
-        timeout_s = bundle.deadline_ms / 1000
+        timeout_s = _PATIENCE * bundle.deadline_ms / 1000
         bundle.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, bundle, timeout_s)
 
     def _post(self, bundle: Bundle, index: int, to: Destination, numbering: Numbering) -> None:
@@ -325,7 +337,7 @@ class Bundles:
         link = self._links.get(to.relay)
         if link is None:
             raise LinkError(to.relay, "is not linked")
-        _, layer, epoch, top_k, flags = bundle.key
+        _, layer, epoch, top_k, flags, _ = bundle.key
         frame, nbytes, top_k = self._fill(bundle, link, numbering, total, top_k)
         post = _Post(bundle, index, to.relay, total)
         request_id = self._await_answer(post)

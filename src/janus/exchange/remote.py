@@ -382,7 +382,7 @@ class RemoteExchange:
                     # The scheduler's arrays are its own, and these rows are packed later.
                     kept = replace(routed.assignment, phys_ids=routed.assignment.phys_ids.copy(), phys_address=0)
                     routed = Routed(x_TH, kept, routed.weights_TK)
-                key = (mode, layer, epoch, top_k, self._flags)
+                key = (mode, layer, epoch, top_k, self._flags, x_TH.shape[1])
                 batch = Batch(x_TH, routed, receipt=receipt)
                 self._aggregator().add(key, plan, batch, deadline_ms=self._deadline_ms)
             return
@@ -505,7 +505,8 @@ class RemoteExchange:
             if not 0 < header.target < len(MODES):
                 raise ValueError(f"the hand-in is to go way {header.target}, there are {len(MODES)}")
             mode = MODES[header.target]
-            self._aggregator().hand_in(mode, self._plan(placement, mode), link, frame)
+            plan = self._plan(placement, mode)
+            self._aggregator().hand_in(mode, plan, link, frame, deadline_ms=self._deadline_ms)
         except ValueError as error:
             self._refuse(link, frame, InstanceLost(f"{self.own}: {error}", instances=(self.own,)))
         except DispatchError as error:
@@ -605,7 +606,7 @@ class RemoteExchange:
         """Fail at once what waits for this peer."""
         name = link.peer.instance
         if self._bundles is not None:
-            self._bundles.forget(name)
+            self._bundles.forget(link)
         current = self.links.get(name) or self.siblings.get(name)
         if current is not None and current is not link:
             return  # the link that the other member dialled: nothing of ours is answered on it

@@ -259,6 +259,8 @@ class ExpertEngine:
         for waiting in group:
             if waiting.link.closed or (waiting.job is not None and waiting.job.over):
                 waiting.frame.release()
+                if waiting.job is not None:
+                    self.relay.drop(waiting.job)
             else:
                 live.append(waiting)
         if live:

@@ -158,6 +158,11 @@ class Relay:
         if not job.origin.closed:
             reject(job.origin, job.frame.header.request_id, error)
 
+    def drop(self, job: RelayJob) -> None:
+        """Nobody waits for the answer any more: give back what has come of it."""
+        if not job.over:
+            self._forget(job)
+
     # -- within --------------------------------------------------------------------------------------------------
 
     def _arrived(self, job: RelayJob, position: int, answer: Answer, elapsed_us: int) -> None:
