@@ -54,3 +54,14 @@ def test_threads_never_share_a_buffer() -> None:
     for thread in threads:
         thread.join()
     assert clashes == []
+
+
+def test_what_a_wire_made_of_the_memory_comes_back_with_it() -> None:
+    pool = BufferPool()
+    first = pool.take(5000)
+    assert first.wrapped is None
+    first.wrapped = "made once"
+    first.release()
+    again = pool.take(5000)
+    assert (again.address, again.view.obj is first.array, again.wrapped) == (first.address, True, "made once")
+    assert pool.take(5000).wrapped is None, "other memory"

@@ -16,7 +16,7 @@ def test_silence_is_reported_once_it_is_too_long() -> None:
 def test_any_frame_counts_as_life() -> None:
     heart = Heartbeat(0.0, interval_s=0.5, silence_s=1.2)
     for now in (0.5, 1.0, 1.5, 2.0, 2.5):
-        heart.heard(now - 0.1)
+        heart.last_heard = now - 0.1
         assert heart.tick(now) is None
 
 

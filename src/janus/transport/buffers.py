@@ -7,6 +7,7 @@ of two. A pool bounds what it *keeps*; what is in use is bounded by the credits 
 from __future__ import annotations
 
 from collections import deque
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,17 @@ import numpy.typing as npt
 from janus.transport.frame import HEADER_BYTES, Writable
 
 ALIGNMENT = 64
-_SMALLEST_LOG2 = 10
+_SMALLEST = 1024
 Bytes = npt.NDArray[np.uint8]
+
+
+#: The memory of a buffer: an array, the address of its first byte, a view of all of it, and what a wire has made of it.
+Memory: TypeAlias = tuple[Bytes, int, memoryview, Any]
+
+
+def memory_of(array: Bytes, address: int) -> Memory:
+    """Return ``array``, which starts at ``address``, as the memory of a buffer."""
+    return array, address, array.data, None
 
 
 def aligned_empty(nbytes: int) -> tuple[Bytes, int]:
@@ -33,15 +43,13 @@ class Buffer:
     first 64 bytes of the memory itself; where the two lie apart, see the subclasses.
     """
 
-    __slots__ = ("_pool", "_shares", "address", "array", "header", "view")
+    __slots__ = ("_pool", "_shares", "address", "array", "header", "view", "wrapped")
 
     at = HEADER_BYTES
 
-    def __init__(self, array: Bytes, address: int, pool: BufferPool | None) -> None:
-        self.array = array
-        #: Of the first byte; numpy takes a microsecond to tell, so it travels with the memory.
-        self.address = address
-        self.view: memoryview = array.data
+    def __init__(self, memory: Memory, pool: BufferPool | None) -> None:
+        # What takes long to make travels with the memory: numpy takes a microsecond to tell an address.
+        self.array, self.address, self.view, self.wrapped = memory
         self.header: Writable = self.view
         self._pool = pool
         #: One token for each holder of this memory beyond the first; made by the first ``share``.
@@ -69,7 +77,7 @@ class Buffer:
                 pass
             else:
                 return
-        pool._put(self.array, self.address)
+        pool._put((self.array, self.address, self.view, self.wrapped))
 
     def dropped(self) -> None:
         """Note that nobody will call ``release``: views of the memory may be around, and die when they die."""
@@ -81,7 +89,7 @@ class SharedPart(Buffer):
     __slots__ = ("at",)
 
     def __init__(self, whole: Buffer, first: int) -> None:
-        self.array, self.address, self.view = whole.array, whole.address, whole.view
+        self.array, self.address, self.view, self.wrapped = whole.array, whole.address, whole.view, whole.wrapped
         self.header = bytearray(HEADER_BYTES)
         self.at = whole.at + first
         self._pool, self._shares = whole._pool, whole._shares
@@ -93,7 +101,7 @@ class BufferPool:
     def __init__(self, keep_bytes: int = 64 << 20) -> None:
         self._keep_bytes = keep_bytes
         self._kept_bytes = 0
-        self._free: dict[int, deque[tuple[Bytes, int]]] = {}
+        self._free: dict[int, deque[Memory]] = {}
 
     @property
     def kept_bytes(self) -> int:
@@ -102,26 +110,28 @@ class BufferPool:
 
     def take(self, nbytes: int) -> Buffer:
         """Return a buffer whose ``array`` has at least ``nbytes``; its contents are arbitrary."""
-        log2 = max(_SMALLEST_LOG2, (nbytes - 1).bit_length())
-        free = self._free.get(log2)
+        size = 1 << (nbytes - 1).bit_length() if nbytes > _SMALLEST else _SMALLEST
+        free = self._free.get(size)
         if free:
             try:
-                array, address = free.pop()
+                memory = free.pop()
             except IndexError:  # another thread was faster
                 pass
             else:
-                size = len(array)
                 self._kept_bytes -= size  # no call within, or another thread's change could be lost
-                return Buffer(array, address, self)
-        return self._fresh(log2)
+                return Buffer(memory, self)
+        return self._fresh(size.bit_length() - 1)
 
     def _fresh(self, log2: int) -> Buffer:
         """Return a buffer of ``1 << log2`` bytes that is not from the pool."""
-        return Buffer(*aligned_empty(1 << log2), self)
+        return Buffer(memory_of(*aligned_empty(1 << log2)), self)
 
-    def _put(self, array: Bytes, address: int) -> None:
-        size = len(array)
+    def _put(self, memory: Memory) -> None:
+        size = len(memory[0])
         if self._kept_bytes + size > self._keep_bytes:
             return
         self._kept_bytes += size
-        self._free.setdefault(size.bit_length() - 1, deque()).append((array, address))
+        free = self._free.get(size)
+        if free is None:
+            free = self._free.setdefault(size, deque())
+        free.append(memory)

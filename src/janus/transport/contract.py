@@ -75,9 +75,7 @@ class InFrame:
 
     __slots__ = ("_buffer", "_link", "header", "payload")
 
-    def __init__(
-        self, header: Header, payload: Bytes, *, buffer: Buffer | None = None, link: Link | None = None
-    ) -> None:
+    def __init__(self, header: Header, payload: Bytes, buffer: Buffer | None = None, link: Link | None = None) -> None:
         self.header = header
         self.payload = payload
         self._buffer = buffer

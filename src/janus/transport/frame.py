@@ -99,6 +99,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     target: int = 0
 
 
+#: Writes a header's fields, all of them and as they lie: ``pack_values(buffer, 0, MAGIC, FRAME_VERSION, kind, flags,
+#: request_id, payload_len, target, 0, epoch, layer, dtype, top_k, rows, cols, seq, ack, deadline_ms, elapsed_us)``.
+pack_values = _STRUCT.pack_into
+
 Writable = bytearray | memoryview
 Readable = bytes | bytearray | memoryview
 
@@ -122,7 +126,7 @@ def pack_fields(
     flags: int = 0,
     target: int = 0,
 ) -> None:
-    """Write a header into the first 64 bytes of ``buffer`` without building a ``Header`` (the sending fast path).
+    """Write a header into the first 64 bytes of ``buffer`` without building a ``Header``.
 
     Raises:
         struct.error: a value does not fit its field.

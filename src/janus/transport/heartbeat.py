@@ -7,14 +7,15 @@ _STALL_S = 0.25
 
 
 class Heartbeat:
-    """Watches one peer: ``heard`` for every frame, ``tick`` every ``interval_s``."""
+    """Watches one peer: ``last_heard`` is set for every frame, ``tick`` called every ``interval_s``."""
 
-    __slots__ = ("_due", "_interval_s", "_last_heard", "_silence_s", "rtt_s")
+    __slots__ = ("_due", "_interval_s", "_silence_s", "last_heard", "rtt_s")
 
     def __init__(self, now: float, *, interval_s: float, silence_s: float) -> None:
         self._interval_s = interval_s
         self._silence_s = silence_s
-        self._last_heard = now
+        #: When the last frame came; set by the link, without a call for each frame.
+        self.last_heard = now
         self._due = now + interval_s
         #: Round trip of the last PING in seconds, ``None`` before the first.
         self.rtt_s: float | None = None
@@ -24,17 +25,13 @@ class Heartbeat:
         """When to call ``tick`` next."""
         return self._due
 
-    def heard(self, now: float) -> None:
-        """Note that a frame came."""
-        self._last_heard = now
-
     def tick(self, now: float) -> float | None:
         """Return for how long the peer has been silent if that is too long, else ``None``: then send a PING."""
         late = now - self._due
         if late > _STALL_S:
-            self._last_heard += late
+            self.last_heard += late
         self._due = now + self._interval_s
-        silent = now - self._last_heard
+        silent = now - self.last_heard
         return silent if silent > self._silence_s else None
 
     def ponged(self, now: float, stamp: int) -> None:

@@ -18,7 +18,7 @@ from collections import deque
 
 from janus.errors import ConfigError
 from janus.transport.buddy import BuddySpace
-from janus.transport.buffers import Buffer, BufferPool, Bytes, aligned_empty
+from janus.transport.buffers import Buffer, BufferPool, Bytes, aligned_empty, memory_of
 from janus.transport.segment import HostSegment, Segment
 
 #: Virtual size of the process's segment; only what is in use costs memory.
@@ -74,10 +74,10 @@ class SharedPool(BufferPool):
             self._kept_bytes = 0
             offset = self._block(log2)
         if offset is None:
-            return Buffer(*aligned_empty(1 << log2), None)
+            return Buffer(memory_of(*aligned_empty(1 << log2)), None)
         array, address = self.segment.array(offset, 1 << log2)
         self._blocks[offset] = weakref.ref(array, functools.partial(self._died, offset, log2))
-        return Buffer(array, address, self)
+        return Buffer(memory_of(array, address), self)
 
     def _block(self, log2: int) -> int | None:
         with self._lock:

@@ -12,8 +12,8 @@ All methods are for the link's own event loop, except ``InFrame.release``.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from threading import get_ident
 
 import structlog
 
@@ -22,7 +22,17 @@ from janus.messages import Message, decode, encode
 from janus.messages.control import Identity
 from janus.transport.buffers import Buffer
 from janus.transport.contract import InFrame, LinkHandler, LinkOptions, LinkStats, OutFrame
-from janus.transport.frame import FIRST_LINK_KIND, HEADER_BYTES, Header, Kind, pack_fields, unpack
+from janus.transport.frame import (
+    FIRST_LINK_KIND,
+    FRAME_VERSION,
+    HEADER_BYTES,
+    MAGIC,
+    Header,
+    Kind,
+    pack_fields,
+    pack_values,
+    unpack,
+)
 from janus.transport.heartbeat import Heartbeat
 from janus.transport.waiting import Calls, CreditQueue, again
 from janus.transport.window import ReceiveWindow, SendWindow
@@ -37,6 +47,8 @@ _LINGER_S = 1.0
 _MAX_REASON_BYTES = 1024
 #: Set in the request id of a PING that is a probe, not a heartbeat.
 _PROBE_BIT = 1 << 63
+#: In Python 3.11, ``Kind.CONTROL`` is a Python call.
+_CONTROL = Kind.CONTROL
 
 
 class Link:
@@ -51,7 +63,8 @@ class Link:
         self._wire = wire
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._now = self._loop.time
+        self._thread = get_ident()
         self._handler: LinkHandler | None = None
         self._out = SendWindow(credits)
         self._in = ReceiveWindow(options.credits)
@@ -159,7 +172,9 @@ class Link:
             LinkClosed, LinkBroken, ProtocolViolation: the link is down or going down.
             ValueError: the frame has been posted already, or ``payload_len`` exceeds it.
         """
-        self._require_credit()
+        out, incoming = self._out, self._in
+        if self._ending is not None or out.sent - out.acked >= out.limit or get_ident() != self._thread:
+            self._require_credit()
         buffer, room = frame._buffer, len(frame.payload)
         if buffer is None:
             raise ValueError("this frame has been posted already")
@@ -167,27 +182,16 @@ class Link:
         if not 0 <= nbytes <= room:
             raise ValueError(f"payload_len {nbytes} exceeds the frame's {room} bytes")
         frame._buffer = None
-        self._out.sent += 1
-        pack_fields(
-            buffer.header,
-            kind,
-            request_id,
-            nbytes,
-            seq=self._out.next_seq(),
-            ack=self._in.ack(),
-            epoch=epoch,
-            layer=layer,
-            dtype=dtype,
-            top_k=top_k,
-            rows=rows,
-            cols=cols,
-            deadline_ms=deadline_ms,
-            elapsed_us=elapsed_us,
-            flags=flags,
-            target=target,
+        out.sent += 1
+        # fmt: off
+        pack_values(
+            buffer.header, 0, MAGIC, FRAME_VERSION, kind, flags, request_id, nbytes, target, 0, epoch, layer, dtype,
+            top_k, rows, cols, out.next_seq(), incoming.ack(), deadline_ms, elapsed_us,
         )
-        self._bytes_out += HEADER_BYTES + nbytes
-        self._wire.send(buffer, HEADER_BYTES + nbytes)
+        # fmt: on
+        nbytes += HEADER_BYTES
+        self._bytes_out += nbytes
+        self._wire.send(buffer, nbytes)
 
     def forward(
         self,
@@ -317,7 +321,7 @@ class Link:
             self._probes.pop(_PROBE_BIT | probe, None)
 
     def _require_credit(self) -> None:
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             # UCX would not say so; it would corrupt its memory.
             raise RuntimeError(f"{self!r} belongs to another thread; hand the frame to its loop instead")
         if self._ending is not None:
@@ -340,19 +344,21 @@ class Link:
         """Take a frame from the wire."""
         if self._error is not None:
             return
-        self._heartbeat.heard(self._loop.time())
+        self._heartbeat.last_heard = self._now()
         self._bytes_in += nbytes
         try:
             header = unpack(buffer.header, nbytes=nbytes)
+            kind = header.kind
             self._in.accept(header)
             if self._out.acknowledged(header.ack) and self._senders:
                 self._senders.wake(self._out.credits)
-            if header.kind >= FIRST_LINK_KIND:
+            if kind >= FIRST_LINK_KIND:
                 self._on_link_frame(header, buffer)
-            elif header.kind == Kind.CONTROL:
+            elif kind == _CONTROL:
                 self._on_control(header, buffer)
             else:
-                self._on_tensor(header, buffer)
+                payload = buffer.array[buffer.at : buffer.at + header.payload_len]
+                self._on_tensor(InFrame(header, payload, buffer, self))
         except ValueError as error:
             self._finish(ProtocolViolation(self.peer.instance, f"{error} ({self.address})"))
 
@@ -376,11 +382,10 @@ class Link:
                 self._handler_failed(error)
         self._taken()
 
-    def _on_tensor(self, header: Header, buffer: Buffer) -> None:
-        payload = buffer.array[buffer.at : buffer.at + header.payload_len]
+    def _on_tensor(self, frame: InFrame) -> None:
         assert self._handler is not None
         try:
-            self._handler.on_frame(self, InFrame(header, payload, buffer=buffer, link=self))
+            self._handler.on_frame(self, frame)
         except Exception as error:
             self._handler_failed(error)
 
@@ -406,12 +411,11 @@ class Link:
 
     def _taken(self) -> None:
         """Count one frame as taken; tell the peer now and then when no other frame does."""
-        if self._loop.is_closed():
-            return
-        if threading.get_ident() != self._thread:
+        if get_ident() == self._thread:
+            if self._in.take() and self._ending is None and not self._loop.is_closed():
+                self._send(Kind.CREDIT)
+        elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._taken)
-        elif self._in.take() and self._ending is None:
-            self._send(Kind.CREDIT)
 
     # -- watching and ending --------------------------------------------------------------------------------------
 

@@ -87,11 +87,8 @@ def _spin_us() -> int:
 class Receiver(Protocol):
     """What the engine needs of a wire."""
 
-    def takes(self, nbytes: int) -> bool:
-        """Whether a message of this size is welcome; if not, it is dropped unread."""
-
-    def receive(self, probe: Any) -> None:
-        """Receive the message that ``probe`` announces."""
+    def receive(self, probe: Any) -> bool:
+        """Receive the message that ``probe`` announces; ``False`` if it is not welcome and to be dropped unread."""
 
     def endpoint_closed(self) -> None:
         """UCX has given the endpoint up; all that had arrived has been delivered."""
@@ -249,8 +246,9 @@ class Engine:
                     spin_until = now + self.spin_s
                 if now < spin_until:
                     continue
-            # What was begun meanwhile wants progress; what arrived meanwhile keeps UCX from being armed.
-            if not self._begun and taken < _MESSAGES_PER_TURN and self.worker.arm():
+            # What was begun meanwhile wants progress, and what was done took time, in which more may have arrived: to
+            # look costs a microsecond, to sleep and be woken at once ten.
+            if not self._begun and not done and self.worker.arm():
                 return True
         return False
 
@@ -266,15 +264,14 @@ class Engine:
 
     def _take_messages(self) -> int:
         """Start receiving every message that has arrived; return how many there were."""
+        tag_probe, tag, mask, wires = self.worker.tag_probe, self._any_tag, self._any_mask, self.wires
         for count in range(_MESSAGES_PER_TURN):
-            probe = self.worker.tag_probe(self._any_tag, self._any_mask, True)
+            probe = tag_probe(tag, mask, True)
             if not probe.matched:
                 return count
-            wire = self.wires.get(probe.sender_tag)
-            if wire is None or not wire.takes(probe.length):
+            wire = wires.get(probe.sender_tag)
+            if wire is None or not wire.receive(probe):
                 self._discard(probe)
-            else:
-                wire.receive(probe)
         return _MESSAGES_PER_TURN
 
     def _discard(self, probe: Any) -> None:
@@ -285,6 +282,8 @@ class Engine:
             self.quarantine(request, memory)
 
     def _complete_requests(self) -> int:
+        if not self._pending:
+            return 0
         finished = [entry for entry in self._pending if entry[0].completed]
         if finished:
             # Requests complete only within progress(), so both looks at .completed agree.
@@ -294,6 +293,8 @@ class Engine:
         return len(finished)
 
     def _drop_lost(self) -> int:
+        if not self._lost:
+            return 0
         lost, self._lost = self._lost, []
         for wire in lost:
             wire.endpoint_closed()

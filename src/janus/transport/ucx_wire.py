@@ -75,7 +75,7 @@ class UcxWire:
             buffer.release()
             return
         try:
-            request = self._endpoint.tag_send(self._engine.array(buffer.array[:nbytes]), self._send_tag)
+            request = self._endpoint.tag_send(self._engine.array(buffer.view[:nbytes]), self._send_tag)
             if not request.completed:
                 self._engine.watch(request, lambda done: self._sent(done, buffer), buffer)
                 return
@@ -109,30 +109,30 @@ class UcxWire:
 
     # -- called by the engine -------------------------------------------------------------------------------------
 
-    def takes(self, nbytes: int) -> bool:
-        """Whether a message of this size is welcome; if not, the wire is dropped."""
-        if nbytes <= self.max_frame:
-            return True
-        problem = f"frame of {nbytes} bytes exceeds the limit of {self.max_frame}"
-        self._lose(ProtocolViolation(self.address, problem))
-        return False
-
-    def receive(self, probe: Any) -> None:
-        """Receive a message that has been announced."""
+    def receive(self, probe: Any) -> bool:
+        """Receive a message that has been announced; ``False`` if it is not welcome, and the wire is dropped."""
         nbytes: int = probe.length
+        if nbytes > self.max_frame:
+            problem = f"frame of {nbytes} bytes exceeds the limit of {self.max_frame}"
+            self._lose(ProtocolViolation(self.address, problem))
+            return False
         buffer = self.pool.take(nbytes)
+        memory = buffer.wrapped
+        if memory is None:
+            memory = buffer.wrapped = self._engine.array(buffer.array)
         # A receive on an endpoint that has failed would be cancelled at once, though the message is here.
         receiver = self._endpoint if self._endpoint.alive else self._engine.worker
         try:
-            request = receiver.tag_recv_with_handle(self._engine.array(buffer.array[:nbytes]), probe)
+            request = receiver.tag_recv_with_handle(memory, probe)
         except Exception as error:
             self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
-            return
+            return True
         self._inbox.append((request, buffer, nbytes))
         if request.completed:
             self._deliver()
         else:
             self._engine.watch(request, self._deliver, buffer)
+        return True
 
     def endpoint_closed(self) -> None:
         """UCX has given the endpoint up. All that had arrived has been delivered by now."""
