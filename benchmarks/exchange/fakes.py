@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,20 @@ class CopyBank(ExpertBank):
 
     def forward_at(self, moe_layer: int, rows: int, k: int, *, x: int, slots: int, weights: int, out: int) -> None:
         ctypes.memmove(out, x, rows * self.config.hidden_size * self.dtype.itemsize)
+
+    def forward_joint(
+        self,
+        moe_layer: int,
+        counts: Sequence[int],
+        k: int,
+        *,
+        x: Sequence[int],
+        slots: Sequence[int],
+        weights: Sequence[int],
+        out: Sequence[int],
+    ) -> None:
+        for rows, start, to in zip(counts, x, out, strict=True):
+            self.forward_at(moe_layer, rows, k, x=start, slots=0, weights=0, out=to)
 
 
 class RandomGates:

@@ -144,6 +144,22 @@ JANUS_API int64_t janus_scan_slots(int64_t count, int64_t first, int64_t num_slo
   return distinct;
 }
 
+// Returns how many distinct slots the `parts` tables name: entries[p] of them at slots[p], all below `num_slots`.
+JANUS_API int64_t janus_distinct_slots(int64_t num_slots, int64_t parts, const int32_t* const* slots,
+                                       const int64_t* entries) {
+  static thread_local std::vector<uint8_t> seen;
+  seen.assign(size_t(num_slots), 0);
+  int64_t distinct = 0;
+  for (int64_t p = 0; p < parts; ++p)
+    for (int64_t i = 0; i < entries[p]; ++i) {
+      const int32_t slot = slots[p][i];
+      if (slot < 0 || slot >= num_slots) continue;
+      distinct += !seen[size_t(slot)];
+      seen[size_t(slot)] = 1;
+    }
+  return distinct;
+}
+
 // As janus_scan_slots for the instance at `position` of `instances` with `num_slots` each; `entries` [instances] gets how
 // many of `slots` are each one's.
 JANUS_API int64_t janus_take_share(int64_t count, int64_t position, int64_t instances, int64_t num_slots, int64_t epoch,

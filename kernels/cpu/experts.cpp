@@ -41,6 +41,34 @@ void pack(Shape shape, const T* gate_up, const T* down, T* packed) {
               [&](long c) { return c < shape.hidden ? c : -1L; });
 }
 
+// Rows in several pieces of memory, with what is wanted for each: several dispatches are computed as one.
+template <typename T>
+struct Input {
+  long parts, k;
+  const int64_t* counts;
+  const T* const* x;
+  const int32_t* const* slots;
+  const float* const* weights;
+  T* const* out;
+};
+
+// Where each row is, and goes to.
+template <typename T>
+struct RowTable {
+  std::vector<const T*> x;
+  std::vector<T*> out;
+
+  void build(const Input<T>& in, long hidden) {
+    x.clear();
+    out.clear();
+    for (long part = 0; part < in.parts; ++part)
+      for (long row = 0; row < in.counts[part]; ++row) {
+        x.push_back(in.x[part] + row * hidden);
+        out.push_back(in.out[part] + row * hidden);
+      }
+  }
+};
+
 struct Entry {
   int32_t row;
   float weight;
@@ -53,14 +81,16 @@ struct Groups {
   std::vector<Entry> entries;
 
   // Returns -1, or the first slot id that is out of range or empty.
-  long build(const int32_t* slots, const float* weights, long n, long k, const void* const* held, long num_slots) {
+  template <typename T>
+  long build(const Input<T>& in, const void* const* held, long num_slots) {
     start.assign(num_slots + 1, 0);
-    for (long i = 0; i < n * k; ++i) {
-      int32_t slot = slots[i];
-      if (slot < 0) continue;
-      if (slot >= num_slots || !held[slot]) return slot;
-      ++start[slot + 1];
-    }
+    for (long part = 0; part < in.parts; ++part)
+      for (long i = 0; i < in.counts[part] * in.k; ++i) {
+        int32_t slot = in.slots[part][i];
+        if (slot < 0) continue;
+        if (slot >= num_slots || !held[slot]) return slot;
+        ++start[slot + 1];
+      }
     active.clear();
     for (long slot = 0; slot < num_slots; ++slot) {
       if (start[slot + 1]) active.push_back(int32_t(slot));
@@ -68,8 +98,12 @@ struct Groups {
     }
     entries.resize(start[num_slots]);
     cursor_.assign(start.begin(), start.end() - 1);
-    for (long i = 0; i < n * k; ++i)
-      if (slots[i] >= 0) entries[cursor_[slots[i]]++] = {int32_t(i / k), weights[i]};
+    long first = 0;
+    for (long part = 0; part < in.parts; first += in.counts[part++]) {
+      const int32_t* slots = in.slots[part];
+      for (long i = 0; i < in.counts[part] * in.k; ++i)
+        if (slots[i] >= 0) entries[cursor_[slots[i]]++] = {int32_t(first + i / in.k), in.weights[part][i]};
+    }
     return -1;
   }
 
@@ -78,13 +112,15 @@ struct Groups {
 };
 
 template <typename T>
-int64_t forward(Shape shape, const void* const* held, long num_slots, long n, long k, const T* x, const int32_t* slots,
-                const float* weights, T* out) {
+int64_t forward(Shape shape, const void* const* held, long num_slots, const Input<T>& in) {
   Pool& pool = Pool::get();
   auto held_lock = pool.lock();
   static Groups groups;  // guarded by the pool's lock; keeps its memory between calls
-  long missing = groups.build(slots, weights, n, k, held, num_slots);
+  static RowTable<T> table;
+  long missing = groups.build(in, held, num_slots);
   if (missing >= 0) return 1 + missing;
+  table.build(in, shape.hidden);
+  const long n = long(table.x.size());
   const long hidden = shape.hidden, padded = shape.padded_width();
   const long total = long(groups.entries.size()), active = long(groups.active.size());
   T* inner = static_cast<T*>(pool.scratch(0, (total * padded + 64) * sizeof(T)));
@@ -105,7 +141,7 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, long n, lo
     const Entry* rows = groups.entries.data() + first;
     const long begin = task % slices * per_task, end = std::min(shape.gate_up_panels(), begin + per_task);
     times_panels(
-        w, begin, end, hidden, count, [&](long i) { return x + rows[i].row * hidden; },
+        w, begin, end, hidden, count, [&](long i) { return table.x[size_t(rows[i].row)]; },
         [&](long i, long column, f32x16 gate, f32x16 up) {
           store16(inner + (first + i) * padded + column / 2, silu16(gate) * up);  // 32 columns are 16 units
         });
@@ -136,7 +172,7 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, long n, lo
     }
     for (long row = 0; row < n; ++row) {
       const float* from = sums + row * stride;
-      T* to = out + row * hidden;
+      T* to = table.out[size_t(row)];
       long c = left;
       for (; c + 16 <= right; c += 16) store16(to + c, load16(from + c));
       for (; c < right; ++c) put(to + c, from[c]);
@@ -172,15 +208,29 @@ JANUS_API void janus_pack_expert(int64_t dtype, int64_t hidden, int64_t width, c
   }
 }
 
+// As janus_experts for `parts` dispatches at once, each with its own memory: counts[p] rows x[p], slots[p], weights[p],
+// and out[p]. A row's result is the same in whatever company it comes.
+JANUS_API int64_t janus_experts_joint(int64_t dtype, int64_t hidden, int64_t width, const void* const* held,
+                                      int64_t num_slots, int64_t parts, int64_t k, const int64_t* counts,
+                                      const void* const* x, const int32_t* const* slots, const float* const* weights,
+                                      void* const* out) {
+  Shape shape{hidden, width};
+  if (dtype == kBfloat16) {
+    Input<bf16> in{parts, k, counts, reinterpret_cast<const bf16* const*>(x), slots, weights,
+                   reinterpret_cast<bf16* const*>(out)};
+    return forward(shape, held, num_slots, in);
+  }
+  Input<float> in{parts, k, counts, reinterpret_cast<const float* const*>(x), slots, weights,
+                  reinterpret_cast<float* const*>(out)};
+  return forward(shape, held, num_slots, in);
+}
+
 // held [num_slots]: packed experts, null where a slot is empty. slots [n, k]: -1 = not here. out [n, hidden] in dtype.
 // Returns 0, or 1 + the first slot id that is out of range or empty (out is then not written).
 JANUS_API int64_t janus_experts(int64_t dtype, int64_t hidden, int64_t width, const void* const* held,
                                 int64_t num_slots, int64_t n, int64_t k, const void* x, const int32_t* slots,
                                 const float* weights, void* out) {
-  Shape shape{hidden, width};
-  if (dtype == kBfloat16)
-    return forward(shape, held, num_slots, n, k, static_cast<const bf16*>(x), slots, weights, static_cast<bf16*>(out));
-  return forward(shape, held, num_slots, n, k, static_cast<const float*>(x), slots, weights, static_cast<float*>(out));
+  return janus_experts_joint(dtype, hidden, width, held, num_slots, 1, k, &n, &x, &slots, &weights, &out);
 }
 
 JANUS_API void janus_configure(int64_t threads, int64_t spin_us) {

@@ -96,6 +96,37 @@ def test_rows_do_not_see_each_other(checkpoint: Checkpoint) -> None:
         assert torch.equal(bank.forward(0, x[start:end], slots[start:end], weights[start:end]), together[start:end])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_dispatches_at_once_give_each_its_bits(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    bank = make_bank(checkpoint, dtype, kernels=True)
+    generator = torch.Generator().manual_seed(2)
+    counts, hidden = [3, 1, 17], checkpoint.config.hidden_size
+    # Two elements more than the rows need: the kernels may read past the end.
+    x = [torch.randn(rows * hidden + 2, generator=generator).to(dtype) for rows in counts]
+    slots = [torch.randint(-1, len(SLOTS), (rows, 4), generator=generator, dtype=torch.int32) for rows in counts]
+    weights = [torch.rand(rows, 4, generator=generator) for rows in counts]
+    out = [torch.full((rows, hidden), 7.0, dtype=dtype) for rows in counts]
+
+    def forward() -> None:
+        bank.forward_joint(
+            1,
+            counts,
+            4,
+            x=[t.data_ptr() for t in x],
+            slots=[t.data_ptr() for t in slots],
+            weights=[t.data_ptr() for t in weights],
+            out=[t.data_ptr() for t in out],
+        )
+
+    forward()
+    for rows, x_part, slots_part, weights_part, y in zip(counts, x, slots, weights, out, strict=True):
+        alone = bank.forward(1, x_part[: rows * hidden].view(rows, hidden), slots_part, weights_part)
+        assert torch.equal(y, alone)
+    slots[1][0, 0] = len(SLOTS)
+    with pytest.raises(ReplicaMissing, match="of MoE layer 1 holds no expert"):
+        forward()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), rows=st.integers(0, 20), k=st.integers(1, 5))
 def test_parts_on_several_banks_add_up(checkpoint: Checkpoint, data: st.DataObject, rows: int, k: int) -> None:

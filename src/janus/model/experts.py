@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from janus.errors import ReplicaMissing
@@ -121,6 +123,28 @@ class ExpertBank:
         layer = self._layers[moe_layer]
         assert isinstance(layer, CpuSlots)
         missing = layer.forward_at(rows, k, x=x, slots=slots, weights=weights, out=out)
+        if missing is not None:
+            raise ReplicaMissing(f"slot {missing} of MoE layer {moe_layer} holds no expert (of {self.slots} slots)")
+
+    def forward_joint(
+        self,
+        moe_layer: int,
+        counts: Sequence[int],
+        k: int,
+        *,
+        x: Sequence[int],
+        slots: Sequence[int],
+        weights: Sequence[int],
+        out: Sequence[int],
+    ) -> None:
+        """As ``forward_at`` for several dispatches, each in its own memory: one read of the weights serves them all.
+
+        Raises:
+            ReplicaMissing: a slot is empty or out of range.
+        """
+        layer = self._layers[moe_layer]
+        assert isinstance(layer, CpuSlots)
+        missing = layer.forward_joint(counts, k, x=x, slots=slots, weights=weights, out=out)
         if missing is not None:
             raise ReplicaMissing(f"slot {missing} of MoE layer {moe_layer} holds no expert (of {self.slots} slots)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,5 +92,34 @@ class CpuSlots:
         """As ``forward``, with the addresses of contiguous x [rows, H], slots, weights [rows, k] and out [rows, H]."""
         result = self._library.experts(
             self._dtype, self._hidden, self._width, self._addresses, self._slots, rows, k, x, slots, weights, out
+        )
+        return result - 1 if result else None
+
+    def forward_joint(
+        self,
+        counts: Sequence[int],
+        k: int,
+        *,
+        x: Sequence[int],
+        slots: Sequence[int],
+        weights: Sequence[int],
+        out: Sequence[int],
+    ) -> int | None:
+        """As ``forward_at`` for several pieces of memory at once: ``counts[p]`` rows at ``x[p]``, and so on."""
+        parts = len(counts)
+        addresses = ctypes.c_void_p * parts
+        result = self._library.experts_joint(
+            self._dtype,
+            self._hidden,
+            self._width,
+            self._addresses,
+            self._slots,
+            parts,
+            k,
+            (ctypes.c_int64 * parts)(*counts),
+            addresses(*x),
+            addresses(*slots),
+            addresses(*weights),
+            addresses(*out),
         )
         return result - 1 if result else None

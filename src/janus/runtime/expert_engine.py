@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 import structlog
 import torch
@@ -20,7 +21,6 @@ from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
 from janus.model.gate import Gates
 from janus.runtime.expert_gate import ExpertGate
-from janus.runtime.joint import JointInput
 from janus.runtime.relay import Relay, RelayJob
 from janus.runtime.replica_slots import MakeBank, ReplicaSlots
 from janus.runtime.shares import NodeView, Share, node_share, own_share
@@ -109,7 +109,6 @@ class ExpertEngine:
         )
         self._gate = None if gates is None else ExpertGate(gates, config, dtype, self._replicas, instance)
         self._views: dict[int, NodeView] = {}
-        self._joint = JointInput()
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -292,20 +291,41 @@ class ExpertEngine:
             return
         shares = [waiting.share for waiting in group]
         if bank.takes_addresses:
-            y_NH = self._joint.forward(bank, layer, shares)
-            times.activated += self._replicas.distinct(layer, *self._joint.slots)
+            frames, times.activated = self._forward(bank, layer, group), times.activated + self._distinct(layer, shares)
         else:
             x_NH, slots_NK, weights_NK = Share.joined(shares, self._device)
             y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
             times.activated += bank.activated(slots_NK)
+            ends = list(accumulate(share.rows for share in shares))
+            frames = [self._answer(w, y_NH[end - w.share.rows : end]) for w, end in zip(group, ends, strict=True)]
         computed = time.perf_counter_ns()
         times.compute_ns += computed - started
-        start = 0
-        for waiting in group:
-            stop = start + waiting.share.rows
-            self._reply(layer, waiting, self._answer(waiting, y_NH[start:stop]), computed - started)
-            start = stop
+        for waiting, frame in zip(group, frames, strict=True):
+            self._reply(layer, waiting, frame, computed - started)
         times.reply_ns += time.perf_counter_ns() - computed
+
+    @staticmethod
+    def _forward(bank: ExpertBank, layer: int, group: list[_Waiting]) -> list[OutFrame]:
+        """Compute several dispatches as one, from the frames that came into those that go back."""
+        shares = [waiting.share for waiting in group]
+        frames = [waiting.link.allocate(waiting.share.answer_nbytes) for waiting in group]
+        top_k = shares[0].top_k
+        if any(share.top_k != top_k for share in shares):
+            raise ValueError(f"dispatches with K of {sorted({share.top_k for share in shares})} wait for one layer")
+        bank.forward_joint(
+            layer,
+            [share.rows for share in shares],
+            top_k,
+            x=[share.x_address for share in shares],
+            slots=[share.slots_address for share in shares],
+            weights=[share.weights_address for share in shares],
+            out=[frame.address for frame in frames],
+        )
+        return frames
+
+    def _distinct(self, layer: int, shares: list[Share]) -> int:
+        """Return how many distinct experts ``shares`` activate together."""
+        return self._replicas.distinct(layer, [(share.slots_address, share.rows * share.top_k) for share in shares])
 
     def _compute_one(self, bank: ExpertBank, layer: int, waiting: _Waiting, started: int) -> None:
         share = waiting.share

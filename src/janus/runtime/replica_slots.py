@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -195,12 +196,18 @@ class ReplicaSlots:
             raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: the dispatch names no slot")
         return found
 
-    def distinct(self, layer: int, address: int, size: int) -> int:
-        """Return how many distinct slots of this instance are among the ``size`` that were checked, at ``address``."""
+    def distinct(self, layer: int, tables: Sequence[tuple[int, int]]) -> int:
+        """Return how many distinct slots are named in ``tables``: (address, entries) of slots that were checked."""
         assert self._library is not None  # who has addresses has kernels
-        count = self._usable_from.shape[1]
-        usable = self._usable_address + layer * count * self._usable_from.itemsize
-        return int(self._library.scan_slots(size, 0, count, count, _NOT_LOADED, usable, address, None))
+        parts = len(tables)
+        return int(
+            self._library.distinct_slots(
+                self._usable_from.shape[1],
+                parts,
+                (ctypes.c_void_p * parts)(*(address for address, _ in tables)),
+                (ctypes.c_int64 * parts)(*(entries for _, entries in tables)),
+            )
+        )
 
     def take_share(
         self,

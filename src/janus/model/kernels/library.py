@@ -85,10 +85,12 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_expert_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
     "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
+    "janus_experts_joint": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 5),
     "janus_schedule": (None, (c_int64,) * 4 + (c_void_p,) * 7),
     "janus_count_rows": (c_int64, (c_int64,) * 2 + (c_void_p,) * 2),
     "janus_pack_dispatch": (None, (c_int64,) * 4 + (c_void_p,) * 8),
     "janus_scan_slots": (c_int64, (c_int64,) * 5 + (c_void_p,) * 3),
+    "janus_distinct_slots": (c_int64, (c_int64,) * 2 + (c_void_p,) * 2),
     "janus_take_share": (c_int64, (c_int64,) * 5 + (c_void_p,) * 4),
     "janus_combine": (None, (c_int64,) * 4 + (c_void_p,) * 6),
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
@@ -116,6 +118,7 @@ class Library:
         self.expert_bytes = self._dll.janus_expert_bytes
         self.pack_expert = self._dll.janus_pack_expert
         self.experts = self._dll.janus_experts
+        self.experts_joint = self._dll.janus_experts_joint
         self.attention = self._dll.janus_attention
         self.route = self._dll.janus_route
         self.dense_mlp = self._dll.janus_dense_mlp
@@ -124,6 +127,7 @@ class Library:
         self.count_rows = self._dll.janus_count_rows
         self.pack_dispatch = self._dll.janus_pack_dispatch
         self.scan_slots = self._dll.janus_scan_slots
+        self.distinct_slots = self._dll.janus_distinct_slots
         self.take_share = self._dll.janus_take_share
         self.combine = self._dll.janus_combine
 
