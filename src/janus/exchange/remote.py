@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 import torch
 
 from janus.core.exchange_cost import DispatchShape
-from janus.core.exchange_routes import MODES, Mode, destinations, leader
+from janus.core.exchange_routes import MODES, leader
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
@@ -21,15 +21,15 @@ from janus.exchange.bundles import Batch, Bundles, Plan, reject
 from janus.exchange.choice import Decision, ModeChoice
 from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
 from janus.exchange.packing import Numbering, Routed, packing_for
+from janus.exchange.reach import Reach
 from janus.exchange.receipts import Part, Receipt, Waiter
+from janus.exchange.times import ExchangeTimes
 from janus.messages.control import DispatchRejected, ExchangeWay, Message
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger(__name__)
 
-#: Placements of earlier epochs that a hand-in may still name.
-_PLACEMENTS_KEPT = 4
 #: A member that could not post for this one is passed over for so many dispatches: it may have just come, and know no
 #: placement yet, or not reach an expert instance that others do reach.
 _PASSED_OVER_FOR = 16
@@ -38,66 +38,7 @@ SCHEDULER_NAMES = tuple(sorted(SCHEDULERS))
 SCHEDULER_SHIFT = 8
 
 
-@dataclass(slots=True)
-class ExchangeTimes:
-    """Where the time of exchanges went, summed since the start, in nanoseconds unless named otherwise."""
-
-    dispatches: int = 0
-    #: Frames posted to expert instances.
-    frames: int = 0
-    #: Frames handed in to other attention instances of the node.
-    hand_ins: int = 0
-    #: Dispatches of one or several instances of the node that this one posted for all.
-    bundles: int = 0
-    bytes_out: int = 0
-    bytes_in: int = 0
-    schedule_ns: int = 0
-    pack_ns: int = 0
-    #: The part of ``pack_ns`` in which frames were handed to their links.
-    send_ns: int = 0
-    #: From the last post of a dispatch until its last answer is in and the step goes on.
-    wait_ns: int = 0
-    #: The part of ``wait_ns`` that the slowest instance says it computed.
-    expert_ns: int = 0
-    combine_ns: int = 0
-    #: In which bundles waited for other members.
-    linger_ns: int = 0
-    #: Dispatches by the way that was chosen, and what those took and were predicted to take, experts' work left out.
-    direct: int = 0
-    aggregated: int = 0
-    two_phase: int = 0
-    direct_ns: int = 0
-    aggregated_ns: int = 0
-    two_phase_ns: int = 0
-    direct_predicted_ns: int = 0
-    aggregated_predicted_ns: int = 0
-    two_phase_predicted_ns: int = 0
-    #: Distinct experts, and the most on one instance, summed over dispatches.
-    activated: int = 0
-    a_max: int = 0
-    #: Dispatches whose scheduler looked whether its choice is the best possible, and those where it is.
-    judged: int = 0
-    proven: int = 0
-    #: Shifts along augmenting paths.
-    repairs: int = 0
-
-    def chosen(self, mode: Mode, *, actual_ns: int, predicted_ns: int) -> None:
-        """Count a dispatch that went ``mode``'s way."""
-        if mode == "direct":
-            self.direct += 1
-            self.direct_ns += actual_ns
-            self.direct_predicted_ns += predicted_ns
-        elif mode == "aggregated":
-            self.aggregated += 1
-            self.aggregated_ns += actual_ns
-            self.aggregated_predicted_ns += predicted_ns
-        else:
-            self.two_phase += 1
-            self.two_phase_ns += actual_ns
-            self.two_phase_predicted_ns += predicted_ns
-
-
-class RemoteExchange:
+class RemoteExchange(Reach):
     """Also the handler of its links, to expert instances and to the other attention instances of the node.
 
     All on the step loop; no locks needed.
@@ -129,10 +70,7 @@ class RemoteExchange:
         choice: picks the way; always direct unless given.
         experts_gate: whether expert instances gate and schedule.
         """
-        self.own = own
-        self.links = links
-        self.siblings: dict[str, Link] = {} if siblings is None else siblings
-        self.choice = choice or ModeChoice("direct")
+        super().__init__(own=own, links=links, siblings=siblings, choice=choice)
         self._experts_gate = experts_gate
         self._scheduler = scheduler
         self._gate_flags = Flags.EGATE | SCHEDULER_NAMES.index(scheduler_name) << SCHEDULER_SHIFT
@@ -142,18 +80,11 @@ class RemoteExchange:
         self._packing = packing_for(dtype, device or torch.device("cpu"))
         self._timeout_s = dispatch_timeout_s
         self._deadline_ms = int(dispatch_timeout_s * 1000)
-        self._placement: Placement | None = None
-        self._placements: dict[int, Placement] = {}
-        self._source = 0
-        self._sources = 1
-        self._members: tuple[str, ...] = (own,)
-        self._plans: dict[tuple[int, Mode], Plan] = {}
         self._ids = itertools.count(1)
         #: request id -> who waits for the answer
         self._pending: dict[int, Waiter] = {}
         #: Members that are passed over, and how many dispatches still.
         self._passed_over: dict[str, int] = {}
-        self._changed = asyncio.Event()
         self._activated: dict[str, list[int]] = {}
         self._bundles: Bundles | None = None
         self._times = ExchangeTimes()
@@ -178,95 +109,17 @@ class RemoteExchange:
             linger_ns=int(bundles.lingered_s * 1e9),
         )
 
-    @property
-    def placement(self) -> Placement | None:
-        """The placement in force, ``None`` while there is none."""
-        return self._placement
-
     def set_placement(self, placement: Placement | None) -> None:
         """Plan with ``placement`` from the next dispatch on; what is in flight is not touched."""
-        if placement is not None and (self._placement is None or placement.epoch != self._placement.epoch):
+        current = self._placement
+        if placement is not None and (current is None or placement.epoch != current.epoch):
             self._activated = {name: [0] * placement.num_layers for name in placement.instances}
-            self._placements[placement.epoch] = placement
-            for stale in sorted(self._placements)[:-_PLACEMENTS_KEPT]:
-                del self._placements[stale]
-        self._placement = placement
-        self._plan_routes()
-        self.links_changed()
+        super().set_placement(placement)
 
     def set_gate(self, *, experts: bool) -> None:
         """Let the experts' side gate, or this one, from the next dispatch on."""
         self._experts_gate = experts
         self._flags = self._gate_flags if experts else 0
-
-    def set_choice(self, choice: ModeChoice) -> None:
-        """Let ``choice`` pick the way from the next dispatch on."""
-        self.choice = choice
-        self._plan_routes()
-
-    def set_sources(self, nodes: Mapping[str, str]) -> None:
-        """Say which attention instances there are, and on which nodes: ``{instance: node}``, this one among them."""
-        names = sorted(set(nodes.values()))
-        self._source = names.index(nodes[self.own]) if self.own in nodes else 0
-        self._sources = max(1, len(nodes))
-        self._plan_routes()
-
-    def links_changed(self) -> None:
-        """A link came up or went away: routes are planned anew, whoever waits for readiness looks again."""
-        up = [name for name, link in self.siblings.items() if not link.closed]
-        members = tuple(sorted((self.own, *up)))
-        if members != self._members:
-            self._members = members
-            self.choice.members_changed()
-            self._plan_routes()
-        self._changed.set()
-
-    def _plan_routes(self) -> None:
-        self._plans.clear()
-        placement = self._placement
-        if placement is not None:
-            for mode in self.choice.possible(members=len(self._members), placement=placement):
-                self._plan(placement, mode)
-
-    def _plan(self, placement: Placement, mode: Mode) -> Plan:
-        """Return how dispatches of ``placement`` go ``mode``'s way."""
-        plan = self._plans.get((placement.epoch, mode))
-        if plan is None:
-            slots, total = placement.slots_per_instance, placement.num_instances
-            to = destinations(placement, mode, source=self._source)
-            numberings = tuple(Numbering.of(each.instances, slots=slots, total=total) for each in to)
-            plan = self._plans[placement.epoch, mode] = Plan(placement, to, numberings)
-        return plan
-
-    def missing(self) -> tuple[str, ...]:
-        """Instances of the placement in force that are not linked."""
-        if self._placement is None:
-            return ()
-        return tuple(name for name in self._placement.instances if not self._linked(name))
-
-    def _linked(self, instance: str) -> bool:
-        link = self.links.get(instance)
-        return link is not None and not link.closed
-
-    def ready(self) -> bool:
-        return self._placement is not None and not self.missing()
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not self.ready():
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            missing = self.missing()
-            what = f"not linked to {', '.join(missing)}" if missing else "no placement covers every expert"
-            raise InstanceLost(f"{what} after {timeout_s:g} s", instances=missing) from None
-
-    async def wait_changed(self, timeout_s: float) -> None:
-        self._changed.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._changed.wait()
 
     def activated(self) -> dict[str, list[int]]:
         return {name: list(counts) for name, counts in self._activated.items()}
