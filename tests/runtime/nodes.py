@@ -16,7 +16,7 @@ from janus.exchange.choice import ModeChoice
 from janus.exchange.remote import RemoteExchange
 from janus.messages.control import Identity, PlacementTable, Role
 from janus.runtime.expert_engine import ExpertEngine
-from janus.transport import LinkHandler, connect, listen
+from janus.transport import Link, LinkHandler, TransportKind, connect, listen, shared_pool
 from tests.runtime.world import LAYERS, SECRET
 
 
@@ -71,11 +71,16 @@ async def start_nodes(
     exchange: ExchangeName = "two-phase",
     experts_gate: bool = False,
     dispatch_timeout_s: float = 5.0,
-    kind: str = "inproc",
+    kind: TransportKind = "inproc",
 ) -> Nodes:
-    """Start ``attention`` ({instance: node}) and the instances of ``table``, all linked as they should be."""
+    """Start ``attention`` ({instance: node}) and the instances of ``table``, all linked as they should be.
+
+    ``kind``: of the links within a node; with "shm" all frames lie in this process's shared memory.
+    """
     world = Nodes(table=table)
-    ports: dict[str, int] = {}
+    ports: dict[tuple[str, TransportKind], int] = {}
+    kinds: tuple[TransportKind, ...] = tuple(dict.fromkeys(("inproc", kind)))
+    pool = shared_pool() if kind == "shm" else None
 
     async def serve(role: Role, name: str, node: str, handler: LinkHandler) -> None:
         world.handlers[name] = handler
@@ -83,19 +88,21 @@ async def start_nodes(
         def factory(_: Identity) -> LinkHandler:
             return world.handlers[name]
 
-        listener = await listen(
-            "inproc", "", 0, identity=identity(role, name, node), secret=SECRET, handler_factory=factory
-        )
-        stack.push_async_callback(listener.close)
-        ports[name] = listener.port
+        for each in kinds:
+            listener = await listen(
+                each, "", 0, identity=identity(role, name, node), secret=SECRET, handler_factory=factory, pool=pool
+            )
+            stack.push_async_callback(listener.close)
+            ports[name, each] = listener.port
 
-    async def dial(role: Role, name: str, node: str, to: str, handler: LinkHandler) -> object:
-        return await connect(
-            "inproc", "", ports[to], identity=identity(role, name, node), secret=SECRET, handler=handler
-        )
+    async def dial(
+        role: Role, name: str, node: str, to: str, handler: LinkHandler, *, kind: TransportKind = "inproc"
+    ) -> Link:
+        me = identity(role, name, node)
+        return await connect(kind, "", ports[to, kind], identity=me, secret=SECRET, handler=handler, pool=pool)
 
     expert_nodes = dict(zip(table.instances, table.nodes, strict=True))
-    siblings: dict[str, dict[str, object]] = {name: {} for name in (*expert_nodes, *attention)}
+    siblings: dict[str, dict[str, Link]] = {name: {} for name in (*expert_nodes, *attention)}
     for name, node in expert_nodes.items():
         made = world.experts[name] = engine(name, siblings=siblings[name], gates=experts_gate)
         await made.load(table)
@@ -104,7 +111,7 @@ async def start_nodes(
         made_exchange = world.attention[name] = RemoteExchange(
             own=name,
             links={},
-            siblings=siblings[name],  # type: ignore[arg-type]
+            siblings=siblings[name],
             scheduler=SCHEDULERS["aebs"],
             dtype=torch.float32,
             dispatch_timeout_s=dispatch_timeout_s,
@@ -116,14 +123,14 @@ async def start_nodes(
     for name, node in expert_nodes.items():
         for other, other_node in expert_nodes.items():
             if other != name and other_node == node:
-                siblings[name][other] = await dial("expert", name, node, other, world.experts[name])
+                siblings[name][other] = await dial("expert", name, node, other, world.experts[name], kind=kind)
     for name, node in attention.items():
         own = world.attention[name]
         for to in expert_nodes:
-            own.links[to] = await dial("attention", name, node, to, own)  # type: ignore[assignment]
+            own.links[to] = await dial("attention", name, node, to, own)
         for other, other_node in attention.items():
             if other != name and other_node == node:
-                siblings[name][other] = await dial("attention", name, node, other, own)
+                siblings[name][other] = await dial("attention", name, node, other, own, kind=kind)
         own.set_sources(attention)
         own.set_placement(Placement.from_table(table))
         own.links_changed()
