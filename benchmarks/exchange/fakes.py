@@ -6,11 +6,11 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
+from janus.model.gate import Gates, make_gates
 
 
 class NoCheckpoint:
@@ -69,20 +69,8 @@ class CopyBank(ExpertBank):
             self.forward_at(moe_layer, rows, k, x=start, slots=0, weights=0, out=to)
 
 
-class RandomGates:
-    """Linear gates with the same random weights on every instance."""
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(config.num_experts, config.hidden_size, generator=generator)
-        self._weight = weight.to(dtype)
-        self._top_k = config.top_k
-
-    def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, ids = torch.topk(torch.softmax(F.linear(x, self._weight).float(), dim=-1), self._top_k, dim=-1)
-        return weights, ids.to(torch.int32)
-
-
-def random_gates(config: ModelConfig, dtype: torch.dtype) -> RandomGates:
-    """Return gates for every layer of ``config``."""
-    return RandomGates(config, dtype)
+def random_gates(config: ModelConfig, dtype: torch.dtype) -> Gates:
+    """Return gates for every layer of ``config``, the same on every instance."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(config.num_experts, config.hidden_size, generator=generator).to(dtype)
+    return make_gates(config, dtype, torch.device("cpu"), dict.fromkeys(config.moe_layers, weight))

@@ -45,7 +45,7 @@ class Linger:
         Args:
             present: whose rows it has.
             waited_s: between its first and its last part, or until the wait was given up.
-            worth_s: what one message less is worth.
+            worth_s: what each further member in it saves.
         """
         there = frozenset(present)
         for name in there:

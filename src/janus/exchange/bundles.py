@@ -306,7 +306,9 @@ class Bundles:
         bundle.sent_s = now = time.monotonic()
         waited_s = now - bundle.opened_s
         self.lingered_s += waited_s
-        self._linger.sent(self._present(bundle), waited_s=waited_s, worth_s=self._worth_s())
+        # A member that joins saves a frame to each destination, and its answer.
+        worth_s = 2 * len(bundle.plan.destinations) * self._worth_s()
+        self._linger.sent(self._present(bundle), waited_s=waited_s, worth_s=worth_s)
         self.sent += 1
         plan = bundle.plan
         try:

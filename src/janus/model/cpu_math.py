@@ -40,7 +40,8 @@ class CpuMath:
         lm_head = reader.lm_head()
         self._lm_head = self._packed(embedding if lm_head is None else lm_head)
         self._layers = [self._attention(reader.attention(layer)) for layer in range(config.num_layers)]
-        self._gates = CpuGates(library, reader, self._arena)
+        routers = {layer: reader.router(layer) for layer in config.moe_layers}
+        self._gates = CpuGates(library, config, reader.dtype, routers, self._arena)
         self._dense = {layer: self._dense_mlp(reader.dense_mlp(layer)) for layer in config.dense_layers}
         self._shape = AttentionShape(
             dtype=self._dtype,

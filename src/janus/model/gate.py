@@ -29,9 +29,9 @@ class Gates(Protocol):
 class TorchGates:
     """In plain torch, on any device."""
 
-    def __init__(self, reader: WeightReader) -> None:
-        self._config = reader.config
-        self._routers = {layer: reader.router(layer) for layer in reader.config.moe_layers}
+    def __init__(self, config: ModelConfig, routers: dict[int, torch.Tensor]) -> None:
+        self._config = config
+        self._routers = routers
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # f32 logits: rounding them to bf16 makes ties, and a tie is broken differently from batch to batch.
@@ -45,12 +45,15 @@ class TorchGates:
 class CpuGates:
     """On the CPU kernels: a row's experts are the same in whatever company it comes."""
 
-    def __init__(self, library: Library, reader: WeightReader, arena: Arena) -> None:
+    def __init__(
+        self, library: Library, config: ModelConfig, dtype: torch.dtype, routers: dict[int, torch.Tensor], arena: Arena
+    ) -> None:
+        """``routers``: the gate of each MoE layer, [E, H] in ``dtype``; packed into ``arena``."""
         self._library = library
-        self._config = reader.config
-        self._dtype = reader.dtype
-        self._code = DTYPES[reader.dtype]
-        self._routers = {layer: library.pack(reader.router(layer), arena) for layer in reader.config.moe_layers}
+        self._config = config
+        self._dtype = dtype
+        self._code = DTYPES[dtype]
+        self._routers = {layer: library.pack(weight, arena) for layer, weight in routers.items()}
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self._config
@@ -81,8 +84,15 @@ def load_gates(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, 
         CheckpointError: a tensor cannot be read.
     """
     reader = WeightReader(checkpoint, config, dtype, device)
+    return make_gates(config, dtype, device, {layer: reader.router(layer) for layer in config.moe_layers})
+
+
+def make_gates(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, routers: dict[int, torch.Tensor]
+) -> Gates:
+    """Return gates of ``routers``, [E, H] for each MoE layer, on the kernels where these can run them."""
     library = load_library() if supported(config, dtype, device) else None
-    return TorchGates(reader) if library is None else CpuGates(library, reader, Arena())
+    return TorchGates(config, routers) if library is None else CpuGates(library, config, dtype, routers, Arena())
 
 
 def supported(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:

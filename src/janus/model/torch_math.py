@@ -22,7 +22,7 @@ class TorchMath:
         lm_head = reader.lm_head()
         self._lm_head = embedding if lm_head is None else lm_head
         self._layers = [reader.attention(layer) for layer in range(config.num_layers)]
-        self._gates = TorchGates(reader)
+        self._gates = TorchGates(config, {layer: reader.router(layer) for layer in config.moe_layers})
         self._dense = {layer: reader.dense_mlp(layer) for layer in config.dense_layers}
 
     def prepare(self, batch: StepBatch, cos_sin_TD: torch.Tensor) -> None:

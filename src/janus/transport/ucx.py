@@ -34,9 +34,9 @@ _ENVIRONMENT = {
     "UCX_LOG_FILE": "stderr",  # UCX logs to stdout otherwise
     "UCXX_LOG_LEVEL": "FATAL",  # ucxx logs every refused connect to stdout otherwise
     "UCX_TCP_CM_REUSEADDR": "y",  # else a restarted server waits up to 60 s for its port
-    "UCX_TCP_TX_SEG_SIZE": "256K",  # fewer system calls per large frame than with 8K
-    "UCX_TCP_RX_SEG_SIZE": "256K",
-    "UCX_RNDV_THRESH": "256K",  # below, frames go without asking the receiver first
+    "UCX_TCP_TX_SEG_SIZE": "1M",  # frames up to this size go in one piece and one system call, not in pieces of 8K
+    "UCX_TCP_RX_SEG_SIZE": "1M",
+    "UCX_RNDV_THRESH": "1M",  # below, frames go without asking the receiver first
 }
 
 #: Names in ucxx's ``Feature``. Without AM, a stranger's active message cannot make this process allocate.
@@ -235,9 +235,10 @@ class Engine:
         while budget > 0:
             self._begun = False
             self.worker.progress()
-            taken = self._take_messages()
-            done = taken + self._complete_requests()
-            if taken < _MESSAGES_PER_TURN:  # else there may be more of what a lost endpoint has brought
+            done = taken = self._take_messages()
+            if self._pending:
+                done += self._complete_requests()
+            if self._lost and taken < _MESSAGES_PER_TURN:  # else there may be more of what a lost endpoint has brought
                 done += self._drop_lost()
             budget -= done
             if self.spin_s:
@@ -282,8 +283,6 @@ class Engine:
             self.quarantine(request, memory)
 
     def _complete_requests(self) -> int:
-        if not self._pending:
-            return 0
         finished = [entry for entry in self._pending if entry[0].completed]
         if finished:
             # Requests complete only within progress(), so both looks at .completed agree.
@@ -293,8 +292,6 @@ class Engine:
         return len(finished)
 
     def _drop_lost(self) -> int:
-        if not self._lost:
-            return 0
         lost, self._lost = self._lost, []
         for wire in lost:
             wire.endpoint_closed()

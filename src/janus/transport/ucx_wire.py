@@ -74,8 +74,11 @@ class UcxWire:
         if self._endpoint is None:
             buffer.release()
             return
+        memory = buffer.wrapped
+        if memory is None or memory.nbytes != nbytes:
+            memory = buffer.wrapped = self._engine.array(buffer.view[:nbytes])
         try:
-            request = self._endpoint.tag_send(self._engine.array(buffer.view[:nbytes]), self._send_tag)
+            request = self._endpoint.tag_send(memory, self._send_tag)
             if not request.completed:
                 self._engine.watch(request, lambda done: self._sent(done, buffer), buffer)
                 return
@@ -118,8 +121,8 @@ class UcxWire:
             return False
         buffer = self.pool.take(nbytes)
         memory = buffer.wrapped
-        if memory is None:
-            memory = buffer.wrapped = self._engine.array(buffer.array)
+        if memory is None or memory.nbytes < nbytes:
+            memory = buffer.wrapped = self._engine.array(buffer.view)
         # A receive on an endpoint that has failed would be cancelled at once, though the message is here.
         receiver = self._endpoint if self._endpoint.alive else self._engine.worker
         try:
@@ -127,11 +130,14 @@ class UcxWire:
         except Exception as error:
             self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
             return True
-        self._inbox.append((request, buffer, nbytes))
-        if request.completed:
+        if not request.completed:
+            self._inbox.append((request, buffer, nbytes))
+            self._engine.watch(request, self._deliver, buffer)
+        elif self._inbox or self._handler is None:
+            self._inbox.append((request, buffer, nbytes))
             self._deliver()
         else:
-            self._engine.watch(request, self._deliver, buffer)
+            self._deliver_one(request, buffer, nbytes)
         return True
 
     def endpoint_closed(self) -> None:
@@ -146,13 +152,16 @@ class UcxWire:
 
     def _deliver(self, _: object = None) -> None:
         while self._inbox and self._handler is not None and self._inbox[0][0].completed:
-            request, buffer, nbytes = self._inbox.popleft()
-            try:
-                request.check_error()
-            except Exception as error:
-                self._engine.quarantine(request, buffer)
-                self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
-                return
+            self._deliver_one(*self._inbox.popleft())
+
+    def _deliver_one(self, request: Any, buffer: Buffer, nbytes: int) -> None:
+        try:
+            request.check_error()
+        except Exception as error:
+            self._engine.quarantine(request, buffer)
+            self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
+        else:
+            assert self._handler is not None
             self._handler.on_frame(buffer, nbytes)
 
     def _sent(self, request: Any, buffer: Buffer) -> None:
