@@ -1,27 +1,20 @@
-"""Round trips between two processes: a Janus link, the bare wire below it, and plain blocking sockets.
+"""Both ends of a ping-pong, for each stack: a Janus link, the bare wire below it, ucxx itself, plain blocking sockets.
 
-    python benchmarks/transport/pingpong.py [--rounds 400] [--loop uvloop] [--stacks link-shm link-tcp]
-
-Writes one JSON object to stdout: ``rtt_us`` (median and 99th percentile per stack and payload size), ``post_us`` (what
-``Link.post`` costs the caller, median), and the conditions. A load of the machine by others is part of the conditions.
+``python -m benchmarks.transport`` runs them. One end is ``serve(stack)``, which prints its port; the other makes round
+trips, with the same bytes on every stack: a payload and 64 bytes, a frame's header where there are frames. Nobody
+writes or copies a payload; memory is made once, or comes from the pool that a link has for it.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import os
-import platform
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
-import structlog
+from benchmarks.transport.raw_ucx import PublicClient, PublicServer, RawClient, RawServer
 
 from janus.errors import LinkError
 from janus.messages import PROTOCOL_VERSION, Message
@@ -34,9 +27,27 @@ from janus.transport.wire import Wire
 
 HOST = "127.0.0.1"
 SIZES = (64, 4096, 32 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20)
-STACKS = ("link-shm", "wire-shm", "link-ucx", "wire-ucx", "link-tcp", "wire-tcp", "socket")
+STACKS = (
+    "link-ucx",
+    "ucxx",
+    "ucxx-probe",
+    "socket",
+    "wire-ucx",
+    "ucxx-public",
+    "link-tcp",
+    "wire-tcp",
+    "link-shm",
+    "wire-shm",
+)
 SECRET = b"benchmark"
 Samples = dict[str, list[float]]
+
+
+class Client(Protocol):
+    """The measuring end of a stack."""
+
+    async def trips(self, size: int, count: int) -> list[float]:
+        """Return the seconds of each of ``count`` round trips with ``size`` bytes of payload."""
 
 
 def identity(instance: str) -> Identity:
@@ -55,15 +66,38 @@ class LinkEnd:
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
         if self._echo:
-            out = link.allocate(len(frame.payload))
-            out.payload[:] = frame.payload
-            link.post(out, kind=Kind.COMBINE)
+            link.post(link.allocate(len(frame.payload)), kind=Kind.COMBINE)
         elif self.arrived is not None:
             self.arrived.set_result(None)
         frame.release()
 
     def on_closed(self, link: Link, error: LinkError) -> None:
         pass
+
+
+class LinkClient:
+    """Measures a link."""
+
+    def __init__(self, link: Link, end: LinkEnd) -> None:
+        self._link = link
+        self._end = end
+
+    @classmethod
+    async def connect(cls, kind: TransportKind, host: str, port: int) -> LinkClient:
+        end = LinkEnd(echo=False)
+        return cls(await connect(kind, host, port, identity=identity("client"), secret=SECRET, handler=end), end)
+
+    async def trips(self, size: int, count: int) -> list[float]:
+        link, end, loop = self._link, self._end, asyncio.get_running_loop()
+        samples = []
+        for _ in range(count):
+            start = time.perf_counter()
+            frame = link.allocate(size)
+            end.arrived = loop.create_future()
+            link.post(frame, kind=Kind.DISPATCH)
+            await end.arrived
+            samples.append(time.perf_counter() - start)
+        return samples
 
 
 class WireEnd:
@@ -89,77 +123,52 @@ class WireEnd:
         pass
 
 
-def ready(port: int) -> None:
-    print(port, flush=True)
+class WireClient:
+    """Measures a wire."""
 
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._end = WireEnd(wire, echo=False)
 
-async def serve_link(kind: TransportKind) -> None:
-    end = LinkEnd(echo=True)
-    async_listener = await listen(
-        kind, HOST, 0, identity=identity("server"), secret=SECRET, handler_factory=lambda _: end
-    )
-    ready(async_listener.port)
-    await asyncio.get_running_loop().create_future()
+    @classmethod
+    async def connect(cls, kind: TransportKind, host: str, port: int) -> WireClient:
+        return cls(await transport(kind).connect(host, port, timeout_s=5))
 
-
-async def serve_wire(kind: TransportKind) -> None:
-    ends: list[WireEnd] = []
-    listener = await transport(kind).listen(HOST, 0, lambda wire: ends.append(WireEnd(wire, echo=True)))
-    ready(listener.port)
-    await asyncio.get_running_loop().create_future()
-
-
-async def ping_link(kind: TransportKind, port: int, rounds: Callable[[int], int]) -> tuple[Samples, Samples]:
-    end = LinkEnd(echo=False)
-    link = await connect(kind, HOST, port, identity=identity("client"), secret=SECRET, handler=end)
-    rtt: Samples = {}
-    posted: Samples = {}
-    for size in SIZES:
-        rtt[str(size)], posted[str(size)] = [], []
-        for _ in range(rounds(size)):
-            frame = link.allocate(size)
+    async def trips(self, size: int, count: int) -> list[float]:
+        wire, end, loop = self._wire, self._end, asyncio.get_running_loop()
+        end.buffer = wire.pool.take(HEADER_BYTES + size)
+        pack_fields(end.buffer.view, Kind.DISPATCH, 0, size)  # TCP looks for the length there
+        samples = []
+        for _ in range(count):
             start = time.perf_counter()
-            end.arrived = asyncio.get_running_loop().create_future()
-            link.post(frame, kind=Kind.DISPATCH)
-            posted[str(size)].append(time.perf_counter() - start)
-            await end.arrived
-            rtt[str(size)].append(time.perf_counter() - start)
-    await link.close("done")
-    return rtt, posted
-
-
-async def ping_wire(kind: TransportKind, port: int, rounds: Callable[[int], int]) -> tuple[Samples, Samples]:
-    wire = await transport(kind).connect(HOST, port, timeout_s=5)
-    end = WireEnd(wire, echo=False)
-    rtt: Samples = {}
-    for size in SIZES:
-        rtt[str(size)] = []
-        buffer = wire.pool.take(HEADER_BYTES + size)
-        if kind == "tcp":  # the only wire that looks into the header, for the length
-            pack_fields(buffer.view, Kind.DISPATCH, 0, size)
-        end.buffer = buffer
-        for _ in range(rounds(size)):
-            start = time.perf_counter()
-            end.arrived = asyncio.get_running_loop().create_future()
+            end.arrived = loop.create_future()
             wire.send(end.buffer, HEADER_BYTES + size)
             await end.arrived
-            rtt[str(size)].append(time.perf_counter() - start)
-    wire.close()
-    return rtt, {}
+            samples.append(time.perf_counter() - start)
+        end.buffer.release()
+        return samples
 
 
-def serve_socket() -> None:
-    with socket.create_server((HOST, 0)) as listener:
-        ready(listener.getsockname()[1])
-        sock, _ = listener.accept()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        memory = memoryview(bytearray(HEADER_BYTES + max(SIZES)))
-        for size in SIZES:
-            while receive_exactly(sock, memory[: HEADER_BYTES + size]) and memory[0] == 0:
-                sock.sendall(memory[: HEADER_BYTES + size])
+class SocketClient:
+    """Measures plain blocking sockets; the first 8 bytes of a message say how long it is."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._sock = socket.create_connection((host, port))
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def trips(self, size: int, count: int) -> list[float]:
+        sock, samples = self._sock, []
+        memory = memoryview(bytearray(HEADER_BYTES + size))
+        memory[:8] = len(memory).to_bytes(8, "little")
+        for _ in range(count):
+            start = time.perf_counter()
+            sock.sendall(memory)
+            _receive_exactly(sock, memory)
+            samples.append(time.perf_counter() - start)
+        return samples
 
 
-def receive_exactly(sock: socket.socket, into: memoryview) -> bool:
+def _receive_exactly(sock: socket.socket, into: memoryview) -> bool:
     while into:
         got = sock.recv_into(into)
         if got == 0:
@@ -168,24 +177,85 @@ def receive_exactly(sock: socket.socket, into: memoryview) -> bool:
     return True
 
 
+def _serve_socket() -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        _ready(listener.getsockname()[1])
+        sock, _ = listener.accept()
+        with sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            memory = memoryview(bytearray(HEADER_BYTES + max(SIZES)))
+            while _receive_exactly(sock, memory[:8]):
+                message = memory[: int.from_bytes(memory[:8], "little")]
+                _receive_exactly(sock, message[8:])
+                sock.sendall(message)
+
+
+def _ready(port: int) -> None:
+    print(port, flush=True)
+
+
+async def _serve_on_loop(stack: str) -> None:
+    ends: list[object] = []
+    layer, _, kind = stack.partition("-")
+    if stack in ("ucxx", "ucxx-probe"):
+        ends.append(raw := RawServer(probing=stack == "ucxx-probe"))
+        _ready(raw.port)
+    elif stack == "ucxx-public":
+        ends.append(public := PublicServer())
+        _ready(public.port)
+    elif layer == "link":
+        end = LinkEnd(echo=True)
+        link_listener = await listen(
+            kind,  # type: ignore[arg-type]
+            HOST, 0, identity=identity("server"), secret=SECRET, handler_factory=lambda _: end,
+        )  # fmt: skip
+        _ready(link_listener.port)
+    else:
+        wire_transport = transport(kind)  # type: ignore[arg-type]
+        wire_listener = await wire_transport.listen(HOST, 0, lambda wire: ends.append(WireEnd(wire, echo=True)))
+        _ready(wire_listener.port)
+    await asyncio.get_running_loop().create_future()
+
+
+def serve(stack: str, loop: str) -> None:
+    """Print the port of ``stack``'s echo, and echo until killed."""
+    if stack == "socket":
+        _serve_socket()
+    else:
+        run_loop(_serve_on_loop(stack), loop)
+
+
+async def client_of(stack: str, host: str, port: int) -> Client:
+    """Return the measuring end of ``stack``."""
+    if stack == "socket":
+        return SocketClient(host, port)
+    if stack in ("ucxx", "ucxx-probe"):
+        return RawClient(host, port, probing=stack == "ucxx-probe")
+    if stack == "ucxx-public":
+        return await PublicClient.connect(host, port)
+    layer, _, kind = stack.partition("-")
+    made = LinkClient if layer == "link" else WireClient
+    return await made.connect(kind, host, port)  # type: ignore[arg-type]
+
+
+async def ping_link(kind: TransportKind, port: int, rounds: Callable[[int], int]) -> tuple[Samples, Samples]:
+    """Return the round trips of a link per size; the second is left empty."""
+    client = await LinkClient.connect(kind, HOST, port)
+    return {str(size): await client.trips(size, rounds(size)) for size in SIZES}, {}
+
+
 def ping_socket(port: int, rounds: Callable[[int], int]) -> tuple[Samples, Samples]:
-    rtt: Samples = {}
-    with socket.create_connection((HOST, port)) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for size in SIZES:
-            rtt[str(size)] = []
-            memory = memoryview(bytearray(HEADER_BYTES + size))
-            for _ in range(rounds(size)):
-                start = time.perf_counter()
-                sock.sendall(memory)
-                receive_exactly(sock, memory)
-                rtt[str(size)].append(time.perf_counter() - start)
-            memory[0] = 1  # on to the next size
-            sock.sendall(memory)
-    return rtt, {}
+    """Return the round trips of plain sockets per size; the second is left empty."""
+
+    async def ping() -> Samples:
+        client = SocketClient(HOST, port)
+        return {str(size): await client.trips(size, rounds(size)) for size in SIZES}
+
+    return asyncio.run(ping()), {}
 
 
 def run_loop(main: Coroutine[Any, Any, Any], loop: str) -> Any:
+    """Run on uvloop or asyncio's own loop."""
     if loop == "uvloop":
         import uvloop
 
@@ -193,31 +263,8 @@ def run_loop(main: Coroutine[Any, Any, Any], loop: str) -> Any:
     return asyncio.run(main)
 
 
-def serve(stack: str, loop: str) -> None:
-    if stack == "socket":
-        serve_socket()
-        return
-    layer, kind = stack.split("-")
-    run_loop((serve_link if layer == "link" else serve_wire)(kind), loop)  # type: ignore[arg-type]
-
-
-def measure(stack: str, loop: str, rounds: Callable[[int], int]) -> tuple[Samples, Samples]:
-    command = [sys.executable, __file__, "--serve", stack, "--loop", loop]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            assert child.stdout is not None
-            port = int(child.stdout.readline())
-            if stack == "socket":
-                return ping_socket(port, rounds)
-            layer, kind = stack.split("-")
-            ping = ping_link if layer == "link" else ping_wire
-            result: tuple[Samples, Samples] = run_loop(ping(kind, port, rounds), loop)  # type: ignore[arg-type]
-            return result
-        finally:
-            child.kill()
-
-
 def summary(samples: Samples) -> dict[str, dict[str, float]]:
+    """Return median and 99th percentile in microseconds per size."""
     return {
         size: {
             "p50": round(statistics.median(values) * 1e6, 1),
@@ -225,38 +272,3 @@ def summary(samples: Samples) -> dict[str, dict[str, float]]:
         }
         for size, values in samples.items()
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=400, help="round trips per size up to 64 KiB (a tenth above)")
-    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="uvloop")
-    parser.add_argument("--stacks", nargs="+", choices=STACKS, default=STACKS)
-    parser.add_argument("--serve", choices=STACKS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    if args.serve:
-        serve(args.serve, args.loop)
-        return
-    load_before = os.getloadavg()[0]
-    results = {
-        stack: measure(stack, args.loop, lambda size: args.rounds if size <= 64 << 10 else max(20, args.rounds // 10))
-        for stack in args.stacks
-    }
-    report = {
-        "rtt_us": {stack: summary(rtt) for stack, (rtt, _) in results.items()},
-        "post_us": {stack: summary(posted) for stack, (_, posted) in results.items() if posted},
-        "conditions": {
-            "rounds": args.rounds,
-            "loop": args.loop,
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "load_before": load_before,
-            "load_after": os.getloadavg()[0],
-        },
-    }
-    print(json.dumps(report, indent=2))
-
-
-if __name__ == "__main__":
-    main()
