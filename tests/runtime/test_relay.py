@@ -1,0 +1,172 @@
+"""A node's relay: whoever has no share for it is named, in time, and what comes too late is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from janus.core.placement import Placement
+from janus.errors import InstanceLost, ReplicaMissing
+from janus.model.config import ModelConfig
+from janus.runtime.expert_engine import ExpertEngine
+from janus.transport import InFrame, Kind, Link
+from janus.transport.frame import Flags
+from tests.runtime.nodes import MakeEngine, Nodes, spread, start_nodes
+from tests.runtime.world import LIMIT_S, batch
+
+#: One node of three experts; the first is the relay. The attention instance is alone on its own.
+SLOTS = {"expert-0": [0, 1, 2], "expert-1": [3, 4, 5], "expert-2": [6, 7, 0]}
+NODES = dict.fromkeys(SLOTS, "x")
+RELAY, SIBLING = "expert-0", "expert-1"
+TIMEOUT_S = 0.5
+
+
+class Held:
+    """Forwarded dispatches for an engine wait here until they are let through."""
+
+    def __init__(self, engine: ExpertEngine) -> None:
+        self._take = engine.on_frame
+        self._is_open = False
+        self.waiting: list[tuple[Link, InFrame]] = []
+        self.arrived = asyncio.Event()
+        engine.on_frame = self._hold  # type: ignore[method-assign]
+
+    def _hold(self, link: Link, frame: InFrame) -> None:
+        if self._is_open or not frame.header.flags & Flags.FORWARDED:
+            self._take(link, frame)
+            return
+        self.waiting.append((link, frame))
+        self.arrived.set()
+
+    def let_through(self) -> None:
+        self._is_open = True
+        for link, frame in self.waiting:
+            self._take(link, frame)
+        self.waiting.clear()
+
+    async def wait(self) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await self.arrived.wait()
+
+
+@pytest.fixture
+async def world(engine: MakeEngine) -> AsyncIterator[Nodes]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield await start_nodes(
+            stack, engine, attention={"attention-0": "a"}, table=spread(SLOTS, NODES), dispatch_timeout_s=TIMEOUT_S
+        )
+
+
+@pytest.fixture
+def given(config: ModelConfig) -> tuple[torch.Tensor, ...]:
+    return batch(16, config.hidden_size)
+
+
+async def nothing_left(world: Nodes) -> None:
+    """Nobody waits for anything, no frame is held; and the next dispatch is computed."""
+    relay, exchange = world.experts[RELAY].relay, world.attention["attention-0"]
+    async with asyncio.timeout(LIMIT_S):
+        await relay.idle.wait()
+        while any(link.stats().held for link in (*relay.siblings.values(), *exchange.links.values())):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert relay._pending == {}
+    assert exchange._pending == {}
+
+
+async def computed(world: Nodes, given: tuple[torch.Tensor, ...]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        results = await world.run(0, {"attention-0": given})
+    assert results["attention-0"].isfinite().all()
+    await nothing_left(world)
+
+
+async def test_a_sibling_that_rejects_is_named(world: Nodes, given: tuple[torch.Tensor, ...]) -> None:
+    newer = spread(SLOTS, NODES, epoch=2)
+    for name in (RELAY, "expert-2"):
+        await world.experts[name].load(newer)
+    exchange = world.attention["attention-0"]
+    before = exchange.placement
+    exchange.set_placement(Placement.from_table(newer))
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(ReplicaMissing, match=f"{RELAY}: {SIBLING}: .*epoch 2") as missing:
+            await exchange.combine(exchange.dispatch(0, *given))
+    assert missing.value.instances == (SIBLING,)
+    exchange.set_placement(before)
+    await computed(world, given)
+
+
+async def test_a_sibling_that_dies_is_named_at_once(world: Nodes, given: tuple[torch.Tensor, ...]) -> None:
+    exchange, held = world.attention["attention-0"], Held(world.experts[SIBLING])
+    receipt = exchange.dispatch(0, *given)
+    await held.wait()
+    started = time.monotonic()
+    world.experts[RELAY].relay.siblings[SIBLING].abort("killed")
+    with pytest.raises(InstanceLost, match=SIBLING) as lost:
+        await exchange.combine(receipt)
+    assert time.monotonic() - started < TIMEOUT_S / 2, "that is when a deadline would have told"
+    assert lost.value.instances == (SIBLING,)
+    held.let_through()
+    # From now on it is missed before anything is forwarded.
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(InstanceLost, match=f"not linked to {SIBLING}"):
+            await exchange.combine(exchange.dispatch(0, *given))
+    await nothing_left(world)
+
+
+async def test_a_sibling_that_is_late_is_named_and_its_answer_dropped(
+    world: Nodes, given: tuple[torch.Tensor, ...]
+) -> None:
+    exchange, held = world.attention["attention-0"], Held(world.experts[SIBLING])
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(InstanceLost, match=f"{SIBLING}: no share of MoE layer 0 within 0.4 s") as lost:
+            await exchange.combine(exchange.dispatch(0, *given))
+    assert lost.value.instances == (SIBLING,), "the relay itself is not to blame"
+    held.let_through()
+    await computed(world, given)
+
+
+async def test_an_answer_of_the_wrong_shape_is_told_by_name(world: Nodes, given: tuple[torch.Tensor, ...]) -> None:
+    exchange, held = world.attention["attention-0"], Held(world.experts[SIBLING])
+    receipt = exchange.dispatch(1, *given)
+    await held.wait()
+    ((link, frame),) = held.waiting
+    held.waiting.clear()
+    header = frame.header
+    for _ in range(2):  # the second one comes when the dispatch is over
+        link.post(
+            link.allocate(64), kind=Kind.COMBINE, request_id=header.request_id, dtype=header.dtype, rows=1, cols=16
+        )
+    frame.release()
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(InstanceLost, match=f"{SIBLING}: its share is 1x16") as lost:
+            await exchange.combine(receipt)
+    assert lost.value.instances == (SIBLING,)
+    held.let_through()
+    await computed(world, given)
+
+
+@pytest.mark.parametrize("dies", ["before", "after"])
+async def test_a_dispatch_whose_sender_dies_leaves_nothing(
+    dies: str, world: Nodes, given: tuple[torch.Tensor, ...]
+) -> None:
+    """``before`` or after the relay has computed its own share."""
+    exchange, held = world.attention["attention-0"], Held(world.experts[SIBLING])
+    relay = world.experts[RELAY].relay
+    receipt = exchange.dispatch(0, *given)
+    if dies == "after":
+        await held.wait()
+    else:
+        while not relay.relayed:  # noqa: ASYNC110  # turn by turn: the next one computes
+            await asyncio.sleep(0)
+    exchange.links[RELAY].abort("killed")
+    with pytest.raises(InstanceLost, match=RELAY):
+        await exchange.combine(receipt)
+    await held.wait()
+    held.let_through()
+    await nothing_left(world)
+    assert all(len(engine._queues) == 0 for engine in world.experts.values())
