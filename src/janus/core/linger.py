@@ -1,9 +1,9 @@
-"""How long an aggregator waits for the other members of its node. Pure: times come in, decisions go out.
+"""Whom the leader of a bundle waits for. Pure: who is there comes in, who is missing goes out.
 
-Waiting pays twice: the message that is saved, and from then on the members run in step, since those who were answered
-together dispatch the next layer together. It costs when a member has nothing to send, or is slower by more than a
-message is worth. So a member is expected as long as it came to one of the last two bundles; and when a window of
-bundles has waited for longer than it saved, waiting is given up for a number of bundles that doubles each time.
+Waiting saves messages, and from then on the members run in step, since those who were answered together dispatch the
+next layer together. Whether that pays is not judged here: it is part of what two phases take, which the choice between
+the ways measures. Here it is only bounded: a member is expected as long as it came to one of the last two bundles
+that it could have come to.
 """
 
 from __future__ import annotations
@@ -13,59 +13,41 @@ from dataclasses import dataclass, field
 
 #: A member that has missed so many bundles in a row is waited for no more until it comes by itself.
 _MISSES = 2
-#: Bundles after which waiting is judged: falling into step costs one long wait, which the others make up for.
-_WINDOW = 16
-_FIRST_PAUSE = 64
-_LONGEST_PAUSE = 2048
 
 
 @dataclass(slots=True)
 class Linger:
-    """One destination of one aggregator."""
+    """The bundles of one leader."""
 
     #: Bundles in a row that each known member missed.
     _missed: dict[str, int] = field(default_factory=dict)
-    #: In this window: bundles, seconds that they waited, seconds that they saved.
-    _bundles: int = 0
-    _waited_s: float = 0.0
-    _saved_s: float = 0.0
-    #: Bundles that still go out without waiting, and how many there will be the next time.
-    _pause: int = 0
-    _next_pause: int = _FIRST_PAUSE
+    #: How often each member has sent a layer, ``[layer][member]``. Who has sent it once more than the others is ahead
+    #: of them by less than a step, and is not waited for: it comes back to this layer in its next step only.
+    _sent: dict[int, dict[str, int]] = field(default_factory=dict)
 
-    def expected(self, present: Iterable[str]) -> frozenset[str]:
-        """Return the members to wait for, when those in ``present`` have their rows in the bundle."""
-        if self._pause:
-            return frozenset()
-        return frozenset(name for name, missed in self._missed.items() if missed < _MISSES) - frozenset(present)
+    def expected(self, present: Iterable[str], *, layer: int) -> frozenset[str]:
+        """Return the members to wait for, when those in ``present`` have their rows of ``layer`` in the bundle."""
+        there, sent = frozenset(present), self._sent.get(layer, {})
+        most = max((sent.get(name, 0) for name in there), default=0)
+        return frozenset(
+            name
+            for name, missed in self._missed.items()
+            if missed < _MISSES and name not in there and sent.get(name, 0) <= most
+        )
 
-    def sent(self, present: Iterable[str], *, waited_s: float, worth_s: float) -> None:
-        """Note a bundle that went out.
-
-        Args:
-            present: whose rows it has.
-            waited_s: between its first and its last part, or until the wait was given up.
-            worth_s: what each further member in it saves.
-        """
+    def sent(self, present: Iterable[str], *, layer: int) -> None:
+        """Note that a bundle of ``layer`` went out with the rows of ``present``."""
         there = frozenset(present)
+        for name in self.expected(there, layer=layer):
+            self._missed[name] = min(self._missed[name] + 1, _MISSES)
+        sent = self._sent.setdefault(layer, {})
+        most = max(sent.get(name, 0) for name in there)
         for name in there:
             self._missed[name] = 0
-        for name in self._missed.keys() - there:
-            self._missed[name] = min(self._missed[name] + 1, _MISSES)
-        if self._pause:
-            self._pause -= 1
-            return
-        self._bundles += 1
-        self._waited_s += waited_s
-        self._saved_s += worth_s * (len(there) - 1)
-        if self._bundles < _WINDOW:
-            return
-        if self._waited_s > self._saved_s:
-            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
-        else:
-            self._next_pause = _FIRST_PAUSE
-        self._bundles, self._waited_s, self._saved_s = 0, 0.0, 0.0
+            sent[name] = most + 1
 
     def forget(self, name: str) -> None:
         """A member is gone."""
         self._missed.pop(name, None)
+        for sent in self._sent.values():
+            sent.pop(name, None)

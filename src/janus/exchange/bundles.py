@@ -182,7 +182,6 @@ class Bundles:
         links: Mapping[str, Link],
         await_answer: Callable[[_Post], int],
         forget_answers: Callable[[Sequence[int]], None],
-        worth_s: Callable[[], float],
     ) -> None:
         """Args:
         own: this instance.
@@ -192,7 +191,6 @@ class Bundles:
         links: to expert instances, by name.
         await_answer: gives a frame the request id under which its answer will come.
         forget_answers: these request ids are waited for no more.
-        worth_s: what one message less is worth, seconds.
         """
         self._own = own
         self._packing = packing
@@ -201,7 +199,6 @@ class Bundles:
         self._links = links
         self._await_answer = await_answer
         self.forget_answers = forget_answers
-        self._worth_s = worth_s
         self._open: dict[_Key, Bundle] = {}
         self._linger = Linger()
         self._round_s = 0.0
@@ -284,7 +281,7 @@ class Bundles:
         return [self._own if batch.link is None else batch.link.peer.instance for batch in bundle.batches]
 
     def _maybe_send(self, bundle: Bundle) -> None:
-        if self._linger.expected(self._present(bundle)):
+        if self._linger.expected(self._present(bundle), layer=bundle.key[1]):
             self._set_timer()
         else:
             self._send(bundle)
@@ -304,11 +301,8 @@ class Bundles:
     def _send(self, bundle: Bundle) -> None:
         del self._open[bundle.key]
         bundle.sent_s = now = time.monotonic()
-        waited_s = now - bundle.opened_s
-        self.lingered_s += waited_s
-        # A member that joins saves a frame to each destination, and its answer.
-        worth_s = 2 * len(bundle.plan.destinations) * self._worth_s()
-        self._linger.sent(self._present(bundle), waited_s=waited_s, worth_s=worth_s)
+        self.lingered_s += now - bundle.opened_s
+        self._linger.sent(self._present(bundle), layer=bundle.key[1])
         self.sent += 1
         plan = bundle.plan
         try:

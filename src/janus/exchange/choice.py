@@ -114,10 +114,6 @@ class ModeChoice:
         if decision.model_s > 0:
             self._chooser.observed(decision.size, decision.mode, predicted_s=decision.model_s, actual_s=actual_s)
 
-    def message_worth_s(self) -> float:
-        """Return what one message to another node less is worth."""
-        return self.inter.one_way_s()
-
     def measured(self, *, inter: LinkCost | None = None, intra: LinkCost | None = None) -> None:
         """Predict with what links were measured to cost from now on."""
         self.inter = inter or self.inter

@@ -336,7 +336,6 @@ class RemoteExchange(Reach):
                 links=self.links,
                 await_answer=self._await_answer,
                 forget_answers=self._forget_answers,
-                worth_s=self.choice.message_worth_s,
             )
         return self._bundles
 
