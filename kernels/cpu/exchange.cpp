@@ -95,8 +95,12 @@ static inline bool goes(const int32_t* phys, int64_t k, const int32_t* local) {
   return false;
 }
 
-// Returns how many of the rows of phys [tokens, k] go to the destination of `local`.
-JANUS_API int64_t janus_count_rows(int64_t tokens, int64_t k, const int32_t* local, const int32_t* phys) {
+// Returns how many of the rows of phys [tokens, k] go to the destination of `local`, or -1 when one names a replica
+// outside 0..total - 1 (-1 names none).
+JANUS_API int64_t janus_count_rows(int64_t tokens, int64_t k, int64_t total, const int32_t* local,
+                                   const int32_t* phys) {
+  for (int64_t i = 0; i < tokens * k; ++i)
+    if (phys[i] < -1 || phys[i] >= total) return -1;
   int64_t n = 0;
   for (int64_t token = 0; token < tokens; ++token) n += goes(phys + token * k, k, local);
   return n;

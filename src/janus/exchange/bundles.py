@@ -53,8 +53,9 @@ class Plan:
 
     placement: Placement
     destinations: tuple[Destination, ...]
-    #: Of each destination.
+    #: Of each destination, and of all instances together.
     numberings: tuple[Numbering, ...]
+    everywhere: Numbering
 
 
 @dataclass(slots=True, eq=False)
@@ -265,12 +266,9 @@ class Bundles:
         else:
             layout = check_dispatch(header, hidden=header.cols, dtype=self._dtype, num_layers=layers)
             x_TH, phys_TK, weights_TK = layout.views(frame.payload)
-            total = plan.placement.num_instances * plan.placement.slots_per_instance
-            if phys_TK.size and (phys_TK.min() < -1 or phys_TK.max() >= total):
-                raise ValueError(f"the hand-in names replicas outside 0..{total - 1}")
-            if phys_TK.max() < 0:
-                raise ValueError("the hand-in names no replica")
             assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=frame.address + layout.slots_at)
+            if not self._packing.count(assignment, plan.everywhere):
+                raise ValueError("the hand-in names no replica")
             routed = Routed(x_TH, assignment, torch.from_numpy(weights_TK))
             top_k = header.top_k
         batch = Batch(x_TH, routed, link=link, request_id=header.request_id, frame=frame)

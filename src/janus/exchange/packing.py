@@ -70,7 +70,11 @@ class Packing(Protocol):
     """How payloads are written and read."""
 
     def count(self, assignment: Assignment, to: Numbering) -> int:
-        """Return how many rows have a replica at the destination."""
+        """Return how many rows have a replica at the destination.
+
+        Raises:
+            ValueError: a row names a replica that the placement does not have.
+        """
 
     def pack(
         self,
@@ -131,7 +135,11 @@ class KernelPacking:
 
     def count(self, assignment: Assignment, to: Numbering) -> int:
         tokens, k = assignment.phys_ids.shape
-        return int(self._library.count_rows(tokens, k, to.address, _address(assignment)))
+        total = len(to.local)
+        found = int(self._library.count_rows(tokens, k, total, to.address, _address(assignment)))
+        if found < 0:
+            raise ValueError(f"a row names a replica outside 0..{total - 1}")
+        return found
 
     def pack(
         self,
@@ -220,6 +228,9 @@ class TorchPacking:
         self._device = device
 
     def count(self, assignment: Assignment, to: Numbering) -> int:
+        phys_TK, total = assignment.phys_ids, len(to.local)
+        if phys_TK.size and (phys_TK.min() < -1 or phys_TK.max() >= total):
+            raise ValueError(f"a row names a replica outside 0..{total - 1}")
         return int((_slots(assignment, to) >= 0).any(axis=1).sum())
 
     def pack(

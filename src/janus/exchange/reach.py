@@ -89,7 +89,8 @@ class Reach:
             slots, total = placement.slots_per_instance, placement.num_instances
             to = destinations(placement, mode, source=self._source)
             numberings = tuple(Numbering.of(each.instances, slots=slots, total=total) for each in to)
-            plan = self._plans[placement.epoch, mode] = Plan(placement, to, numberings)
+            everywhere = Numbering.of(range(total), slots=slots, total=total)
+            plan = self._plans[placement.epoch, mode] = Plan(placement, to, numberings, everywhere)
         return plan
 
     def missing(self) -> tuple[str, ...]:

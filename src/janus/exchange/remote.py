@@ -233,7 +233,8 @@ class RemoteExchange(Reach):
                 top_k = 0 if routed is None else routed.assignment.phys_ids.shape[1]
                 if routed is not None:
                     # The scheduler's arrays are its own, and these rows are packed later.
-                    kept = replace(routed.assignment, phys_ids=routed.assignment.phys_ids.copy(), phys_address=0)
+                    chosen = routed.assignment
+                    kept = Assignment(chosen.phys_ids.copy(), chosen.load, chosen.rows, chosen.activated)
                     routed = Routed(x_TH, kept, routed.weights_TK)
                 key = (mode, layer, epoch, top_k, self._flags, x_TH.shape[1])
                 batch = Batch(x_TH, routed, receipt=receipt)

@@ -87,7 +87,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
     "janus_experts_joint": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 5),
     "janus_schedule": (None, (c_int64,) * 4 + (c_void_p,) * 7),
-    "janus_count_rows": (c_int64, (c_int64,) * 2 + (c_void_p,) * 2),
+    "janus_count_rows": (c_int64, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_pack_dispatch": (None, (c_int64,) * 4 + (c_void_p,) * 8),
     "janus_scan_slots": (c_int64, (c_int64,) * 5 + (c_void_p,) * 3),
     "janus_distinct_slots": (c_int64, (c_int64,) * 2 + (c_void_p,) * 2),
