@@ -65,6 +65,10 @@ bench: develop ## measure serving; writes benchmarks/results/serving.json
 bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/scheduling.json
 	$(BIN)/python -m benchmarks.scheduling
 
+.PHONY: bench-exchange
+bench-exchange: develop ## measure the exchange on the testbed; writes benchmarks/results/exchange.json (Linux, root)
+	$(BIN)/python -m benchmarks.exchange
+
 .PHONY: testbed
 testbed: develop ## several nodes on this machine with a slower network between them: try it (Linux, root)
 	@$(BIN)/python -m benchmarks.testbed check

@@ -91,7 +91,6 @@ def test_it_takes_what_the_model_says_is_best_until_timings_say_otherwise() -> N
         # What nobody could have known: the direct way is ten times as fast as said, the others slower.
         choice.took(decision, decision.model_s * (0.1 if decision.mode == "direct" else 3.0))
     assert taken[-1] == "direct"
-    assert choice.message_worth_s() == 2.0
 
 
 def test_members_do_as_the_first_one_until_it_has_been_silent_for_long() -> None:
