@@ -56,6 +56,8 @@ class _Waiting:
     frame: InFrame
     share: Share
     arrived_ns: int
+    #: Of the replicas, when the share was checked against them.
+    generation: int
     #: Where the partial sums go when other instances of the node compute the rest.
     job: RelayJob | None = None
 
@@ -190,7 +192,7 @@ class ExpertEngine:
             job = self.relay.begin(link, frame, names)
             if self._instance not in names:
                 return None
-        return _Waiting(link, frame, share, time.perf_counter_ns(), job)
+        return _Waiting(link, frame, share, time.perf_counter_ns(), self._replicas.generation, job)
 
     def _view(self, epoch: int) -> NodeView:
         view = self._views.get(epoch)
@@ -229,7 +231,8 @@ class ExpertEngine:
         request_id = frame.header.request_id
         frame.release()
         if job is not None:
-            self.relay.fail(job, InstanceLost(f"{self._instance}: {problem}", instances=(self._instance,)))
+            kind = ReplicaMissing if code == "replica_missing" else InstanceLost
+            self.relay.fail(job, kind(f"{self._instance}: {problem}", instances=(self._instance,)))
             return
         message = DispatchRejected(code=code, problem=problem, instances=list(instances))  # type: ignore[arg-type]
         self._send(link, request_id, message)
@@ -260,7 +263,7 @@ class ExpertEngine:
                 waiting.frame.release()
                 if waiting.job is not None:
                     self.relay.drop(waiting.job)
-            else:
+            elif waiting.generation == self._replicas.generation or self._still_there(waiting):
                 live.append(waiting)
         if live:
             try:
@@ -275,6 +278,19 @@ class ExpertEngine:
             self._schedule()
         else:
             self._idle.set()
+
+    def _still_there(self, waiting: _Waiting) -> bool:
+        """Whether its replicas are those that it was checked against; if not, it is rejected.
+
+        A placement that was loaded meanwhile may have put other experts into its slots.
+        """
+        header = waiting.frame.header
+        try:
+            self._replicas.check_own(header.layer, header.epoch, waiting.share.views()[1].numpy())
+        except ReplicaMissing as error:
+            self._reject(waiting.link, waiting.frame, "replica_missing", str(error), job=waiting.job)
+            return False
+        return True
 
     def _compute(self, layer: int, group: list[_Waiting]) -> None:
         bank = self._replicas.bank

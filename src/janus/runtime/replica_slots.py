@@ -85,6 +85,8 @@ class ReplicaSlots:
         #: Where the replicas are; ``None`` before the first placement.
         self.bank: ExpertBank | None = None
         self.loaded_epoch = 0
+        #: Counts how often slots were taken away: what was checked under another number must be checked again.
+        self.generation = 0
         #: The newest placements that were loaded, by epoch.
         self._placements: dict[int, Placement] = {}
 
@@ -114,6 +116,7 @@ class ReplicaSlots:
             )
         if bank is not self.bank:
             self.bank = bank
+            self.generation += 1
             self._usable_from = np.full((len(wanted), bank.slots), _NOT_LOADED, dtype=np.int64)
             self._usable_address = self._usable_from.ctypes.data
         self._set_usable([(layer, slot) for layer, slot in changed if wanted[layer][slot] >= 0], table.epoch)
@@ -157,7 +160,9 @@ class ReplicaSlots:
             for slot, expert in enumerate(experts)
             if bank.slot_expert[layer][slot] != expert
         ]
-        self._set_usable(changed, _NOT_LOADED)
+        if changed:
+            self._set_usable(changed, _NOT_LOADED)
+            self.generation += 1
         return bank, changed
 
     def placement(self, epoch: int) -> Placement:
