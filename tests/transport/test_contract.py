@@ -13,7 +13,24 @@ from janus.messages.control import Leave
 from janus.transport import InFrame, Kind, Link, LinkOptions, TransportKind
 from tests.transport.helpers import Echo, Recorder, dial, eventually, linked, post, post_when_possible, serving
 
-SIZES = [0, 1, 63, 64, 65, 1023, 4096, 32_768, 65_536, 65_537, 262_080, 262_144, 300_000, 1 << 20, 8 << 20]
+SIZES = [
+    0,
+    1,
+    63,
+    64,
+    65,
+    1023,
+    4096,
+    32_768,
+    65_536,
+    65_537,
+    300_000,
+    (1 << 20) - 64,
+    1 << 20,
+    3 << 20,
+    4 << 20,
+    8 << 20,
+]
 
 
 async def test_every_size_arrives_whole_in_order_and_aligned(kind: TransportKind) -> None:
@@ -182,7 +199,7 @@ async def test_a_cancelled_call_leaves_the_link_usable(kind: TransportKind) -> N
         assert await again == Leave(reason="answer")
 
 
-@pytest.mark.parametrize("size", [10, 100_000, 4 << 20])
+@pytest.mark.parametrize("size", [10, 100_000, 3 << 20, 5 << 20])
 async def test_close_delivers_everything_that_was_posted_by_both_sides(kind: TransportKind, size: int) -> None:
     client, server = Recorder(), Recorder()
     async with linked(kind, client, server) as (link, other):
