@@ -68,8 +68,12 @@ class Pair:
             self.client.send_signal(number)
 
     def end(self) -> None:
+        """Kill both."""
         for process in (self.client, self.server):
             process.kill()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
             process.wait()
 
 

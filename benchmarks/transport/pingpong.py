@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.transport`` runs them. One end is ``serve(stack)``, which prints its port; the other makes round
 trips, with the same bytes on every stack: a payload and 64 bytes, a frame's header where there are frames. Nobody
-writes or copies a payload; memory is made once, or comes from the pool that a link has for it.
+writes or copies a payload on the way; memory is made and written to once, or comes from the pool that a link has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.transport.raw_ucx import PublicClient, PublicServer, RawClient, 
 from janus.errors import LinkError
 from janus.messages import PROTOCOL_VERSION, Message
 from janus.messages.control import Identity
-from janus.transport import InFrame, Kind, Link, TransportKind, connect, listen
+from janus.transport import InFrame, Kind, Link, OutFrame, TransportKind, connect, listen
 from janus.transport.buffers import Buffer
 from janus.transport.endpoint import transport
 from janus.transport.frame import HEADER_BYTES, pack_fields
@@ -59,14 +59,23 @@ class LinkEnd:
 
     def __init__(self, *, echo: bool) -> None:
         self._echo = echo
+        self._written: set[int] = set()
         self.arrived: asyncio.Future[None] | None = None
+
+    def frame(self, link: Link, size: int) -> OutFrame:
+        """Return a frame to post. Memory that nobody ever wrote to is all one page, and too cheap to send."""
+        frame = link.allocate(size)
+        if frame.address not in self._written:
+            self._written.add(frame.address)
+            frame.payload.fill(1)
+        return frame
 
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
         raise AssertionError("no messages here")
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
         if self._echo:
-            link.post(link.allocate(len(frame.payload)), kind=Kind.COMBINE)
+            link.post(self.frame(link, len(frame.payload)), kind=Kind.COMBINE)
         elif self.arrived is not None:
             self.arrived.set_result(None)
         frame.release()
@@ -92,7 +101,7 @@ class LinkClient:
         samples = []
         for _ in range(count):
             start = time.perf_counter()
-            frame = link.allocate(size)
+            frame = end.frame(link, size)
             end.arrived = loop.create_future()
             link.post(frame, kind=Kind.DISPATCH)
             await end.arrived
@@ -158,7 +167,7 @@ class SocketClient:
 
     async def trips(self, size: int, count: int) -> list[float]:
         sock, samples = self._sock, []
-        memory = memoryview(bytearray(HEADER_BYTES + size))
+        memory = memoryview(bytearray(b"1" * (HEADER_BYTES + size)))
         memory[:8] = len(memory).to_bytes(8, "little")
         for _ in range(count):
             start = time.perf_counter()
@@ -183,7 +192,7 @@ def _serve_socket() -> None:
         sock, _ = listener.accept()
         with sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            memory = memoryview(bytearray(HEADER_BYTES + max(SIZES)))
+            memory = memoryview(bytearray(b"1" * (HEADER_BYTES + max(SIZES))))
             while _receive_exactly(sock, memory[:8]):
                 message = memory[: int.from_bytes(memory[:8], "little")]
                 _receive_exactly(sock, message[8:])

@@ -98,7 +98,7 @@ class RawServer:
 
     def _planned(self) -> None:
         size, self._left = _PLAN.unpack(self._plan)
-        self._in, self._out = (self._raw.array(np.zeros(size, np.uint8)) for _ in range(2))
+        self._in, self._out = (self._raw.array(np.ones(size, np.uint8)) for _ in range(2))
         self._raw.receive(self._in, self._echo)
 
     def _echo(self) -> None:
@@ -124,7 +124,7 @@ class RawClient:
         size += HEADER_BYTES
         plan = raw.array(bytearray(_PLAN.pack(size, count)))
         raw.send(plan)
-        received, sent = (raw.array(np.zeros(size, np.uint8)) for _ in range(2))
+        received, sent = (raw.array(np.ones(size, np.uint8)) for _ in range(2))
         samples = []
         for _ in range(count):
             start = time.perf_counter()
@@ -155,7 +155,7 @@ class PublicServer:
         while True:
             await endpoint.recv(plan)
             size, count = _PLAN.unpack(plan)
-            received, sent = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+            received, sent = np.ones(size, np.uint8), np.ones(size, np.uint8)
             for _ in range(count):
                 await endpoint.recv(received)
                 await endpoint.send(sent)
@@ -175,7 +175,7 @@ class PublicClient:
         """Return the seconds of each of ``count`` round trips of ``size`` bytes and what a frame's header takes."""
         size += HEADER_BYTES
         await self._endpoint.send(bytearray(_PLAN.pack(size, count)))
-        received, sent = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+        received, sent = np.ones(size, np.uint8), np.ones(size, np.uint8)
         samples = []
         for _ in range(count):
             start = time.perf_counter()
