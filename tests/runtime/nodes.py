@@ -34,6 +34,9 @@ class Nodes:
     #: Both ends of what was dialled: the handler that each name answers with can be swapped for a gate.
     handlers: dict[str, LinkHandler] = field(default_factory=dict)
 
+    #: Dials whatever link is down.
+    link_all: Callable[[], Awaitable[None]] = field(init=False)
+
     async def run(self, layer: int, batches: dict[str, tuple[torch.Tensor, ...]]) -> dict[str, torch.Tensor]:
         """Dispatch every batch, then combine them; returns the sums by name."""
         receipts = {}
@@ -120,21 +123,32 @@ async def start_nodes(
         )
         stack.push_async_callback(made_exchange.close)
         await serve("attention", name, node, made_exchange)
-    for name, node in expert_nodes.items():
-        for other, other_node in expert_nodes.items():
-            if other != name and other_node == node:
-                siblings[name][other] = await dial("expert", name, node, other, world.experts[name], kind=kind)
-    for name, node in attention.items():
-        own = world.attention[name]
-        for to in expert_nodes:
-            own.links[to] = await dial("attention", name, node, to, own)
-        for other, other_node in attention.items():
-            if other != name and other_node == node:
-                siblings[name][other] = await dial("attention", name, node, other, own, kind=kind)
-        own.set_sources(attention)
-        own.set_placement(Placement.from_table(table))
-        own.links_changed()
+
+    async def link_all() -> None:
+        for name, node in expert_nodes.items():
+            for other, other_node in expert_nodes.items():
+                if other != name and other_node == node and down(siblings[name].get(other)):
+                    siblings[name][other] = await dial("expert", name, node, other, world.experts[name], kind=kind)
+        for name, node in attention.items():
+            own = world.attention[name]
+            for to in expert_nodes:
+                if down(own.links.get(to)):
+                    own.links[to] = await dial("attention", name, node, to, own)
+            for other, other_node in attention.items():
+                if other != name and other_node == node and down(siblings[name].get(other)):
+                    siblings[name][other] = await dial("attention", name, node, other, own, kind=kind)
+            own.links_changed()
+
+    world.link_all = link_all
+    await link_all()
+    for exchange_of_one in world.attention.values():
+        exchange_of_one.set_sources(attention)
+        exchange_of_one.set_placement(Placement.from_table(table))
     return world
+
+
+def down(link: Link | None) -> bool:
+    return link is None or link.closed
 
 
 StartNodes = Callable[..., Awaitable[Nodes]]
