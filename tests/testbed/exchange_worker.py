@@ -15,13 +15,10 @@ import torch
 from benchmarks.exchange.fakes import CopyBank, random_gates
 from benchmarks.exchange.worker import EXPERTS, LAYERS, Worker, run
 
-from janus.core.exchange_cost import LinkCost
 from janus.errors import DispatchError
 from janus.exchange.choice import ModeChoice
 from janus.transport import InFrame, Kind, Link
 
-#: Of messages between nodes.
-COSTLY = LinkCost(message_s=10e-3, latency_s=10e-3, byte_s=1e-9)
 #: What is reported of the errors of a worker: a link that is down fails every step.
 _ERRORS_KEPT = 50
 
@@ -77,17 +74,12 @@ class CheckedWorker(Worker):
         return port
 
     async def do_begin(self, way: str, gate: str, tokens: int, most: int = 1 << 30) -> dict[str, Any]:
-        """Dispatch and combine layer after layer until told to ``end``, or ``most`` times.
-
-        A message is said to cost so much that members wait for one another even where the machine is busy.
-        """
+        """Dispatch and combine layer after layer until told to ``end``, or ``most`` times."""
         if self.exchange is not None:
             self._stop, self._ok, self._wrong, self._failed, self._slowest_s = False, 0, 0, 0, 0.0
             self._errors, self._digests = [], {}
             self.exchange.set_gate(experts=gate == "expert")
-            choice = ModeChoice(way)  # type: ignore[arg-type]
-            choice.measured(inter=COSTLY)
-            self.exchange.set_choice(choice)
+            self.exchange.set_choice(ModeChoice(way))  # type: ignore[arg-type]
             self._task = asyncio.create_task(self._steps(tokens, most, gate), name="steps")
         return {}
 
