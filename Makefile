@@ -68,6 +68,11 @@ bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/s
 .PHONY: bench-exchange
 bench-exchange: develop ## measure the exchange on the testbed; writes benchmarks/results/exchange.json (Linux, root)
 	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.exchange.ladder
+
+.PHONY: bench-transport
+bench-transport: develop ## measure links beside ucxx and plain sockets; writes benchmarks/results/transport.json
+	$(BIN)/python -m benchmarks.transport --record
 
 .PHONY: testbed
 testbed: develop ## several nodes on this machine with a slower network between them: try it (Linux, root)

@@ -53,6 +53,8 @@ def main() -> int:
         "sweep": described(sweep),
         "cells": cells,
     }
+    if given.output.exists():  # the ladder's figures stay
+        result |= {key: value for key, value in json.loads(given.output.read_text()).items() if key == "ladder"}
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     text = tables(result)
     if given.document.name != "none":

@@ -77,6 +77,7 @@ class Worker:
         self.exchange: RemoteExchange | None = None
         self.engine: ExpertEngine | None = None
         self.choices: dict[str, ModeChoice] = {}
+        self._sibling_up = asyncio.Event()
         self.inter: Any = None
         self.intra: Any = None
 
@@ -123,6 +124,7 @@ class Worker:
         )
 
     def _changed(self) -> None:
+        self._sibling_up.set()
         if self.exchange is not None:
             self.exchange.links_changed()
 
@@ -157,7 +159,8 @@ class Worker:
             self.exchange.set_placement(Placement.from_table(placement))
         async with asyncio.timeout(30):
             while not all(self._linked(self.links.links, *each) for each in siblings.items()):
-                await asyncio.sleep(0.01)
+                self._sibling_up.clear()
+                await self._sibling_up.wait()
         return {"siblings": len(self.links.links)}
 
     @staticmethod
@@ -180,7 +183,7 @@ class Worker:
         }
 
     async def do_run(
-        self, way: str, gate: str, tokens: int, seconds: float, least: int, most: int, fresh: bool
+        self, *, way: str, gate: str, tokens: int, seconds: float, least: int, most: int, fresh: bool
     ) -> dict[str, Any]:
         """Dispatch and combine layer after layer; returns microseconds per layer and what was counted."""
         exchange = self.exchange
