@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from janus.core.exchange_routes import MODES
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
 from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
 from janus.exchange.local import LocalExchange
+from janus.exchange.remote import RemoteExchange
 from janus.model.config import ModelConfig
 from janus.transport import InFrame, Kind, Link
 from janus.transport.frame import Flags
@@ -79,6 +81,12 @@ def lie(world: Nodes, config: ModelConfig, *, fill: int = 0, batches: int | None
     asked = Asked(POSTS)
     link.post(frame, kind=Kind.DISPATCH, request_id=exchange._await_answer(asked), **header)
     return asked
+
+
+async def handed_in(exchange: RemoteExchange) -> None:
+    """Return when rows of another member are there, and wait for those of the one who posts."""
+    while exchange._bundles is None or not exchange._bundles._open:  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 REPLICAS = len(SLOTS) * 3
@@ -146,6 +154,7 @@ async def test_a_member_with_wider_rows_or_no_patience_is_alone_with_them(
     async with asyncio.timeout(LIMIT_S):
         await world.run(0, given)
         hasty = lie(world, config, deadline_ms=0)
+        await handed_in(exchange)  # it opens the bundle
         honest = exchange.dispatch(0, *given[POSTS])
         torch.testing.assert_close(await exchange.combine(honest), expected, atol=1e-5, rtol=1e-5)
         await hasty.answer
@@ -216,3 +225,20 @@ async def test_an_expert_that_never_answers_is_named_to_every_member(engine: Mak
                 with pytest.raises(InstanceLost, match="expert-2: no answer for MoE layer 0") as lost:
                     await world.attention[name].combine(receipt)
                 assert lost.value.instances == ("expert-2",), name
+
+
+async def test_a_link_that_is_lost_takes_only_its_own_rows_along(
+    world: Nodes, config: ModelConfig, local: LocalExchange
+) -> None:
+    """Each member dials the other: what came over one of the two links is answered while that one is up."""
+    given = {name: batch(4, config.hidden_size, seed=number) for number, name in enumerate(ATTENTION)}
+    posts, hands_in = world.attention[POSTS], world.attention[LIES]
+    async with asyncio.timeout(LIMIT_S):
+        await world.run(0, given)
+        receipt = hands_in.dispatch(0, *given[LIES])
+        await handed_in(posts)
+        posts.siblings[LIES].abort("killed")
+        started = time.monotonic()
+        result = await hands_in.combine(receipt)
+        assert time.monotonic() - started < 1, "the deadline is five times as long"
+    torch.testing.assert_close(result, await local.combine(local.dispatch(0, *given[LIES])), atol=1e-5, rtol=1e-5)

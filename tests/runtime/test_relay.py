@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from janus.core.placement import Placement
-from janus.errors import InstanceLost, ReplicaMissing
+from janus.errors import InstanceLost, LinkError, ReplicaMissing
 from janus.model.config import ModelConfig
 from janus.runtime.expert_engine import ExpertEngine
 from janus.transport import InFrame, Kind, Link
@@ -150,23 +150,39 @@ async def test_an_answer_of_the_wrong_shape_is_told_by_name(world: Nodes, given:
     await computed(world, given)
 
 
-@pytest.mark.parametrize("dies", ["before", "after"])
-async def test_a_dispatch_whose_sender_dies_leaves_nothing(
-    dies: str, world: Nodes, given: tuple[torch.Tensor, ...]
-) -> None:
-    """``before`` or after the relay has computed its own share."""
+async def test_a_dispatch_whose_sender_dies_leaves_nothing(world: Nodes, given: tuple[torch.Tensor, ...]) -> None:
     exchange, held = world.attention["attention-0"], Held(world.experts[SIBLING])
-    relay = world.experts[RELAY].relay
     receipt = exchange.dispatch(0, *given)
-    if dies == "after":
-        await held.wait()
-    else:
-        while not relay.relayed:  # noqa: ASYNC110  # turn by turn: the next one computes
-            await asyncio.sleep(0)
+    await held.wait()
     exchange.links[RELAY].abort("killed")
     with pytest.raises(InstanceLost, match=RELAY):
         await exchange.combine(receipt)
-    await held.wait()
     held.let_through()
     await nothing_left(world)
-    assert all(len(engine._queues) == 0 for engine in world.experts.values())
+
+
+async def test_a_sender_that_dies_while_its_dispatch_waits_holds_nothing_until_the_deadline(
+    world: Nodes, given: tuple[torch.Tensor, ...]
+) -> None:
+    exchange, relay = world.attention["attention-0"], world.experts[RELAY]
+    resume, waits, gone = relay._schedule, asyncio.Event(), asyncio.Event()
+    closed = relay.on_closed
+
+    def note(link: Link, error: LinkError) -> None:
+        closed(link, error)
+        gone.set()
+
+    relay.on_closed = note  # type: ignore[method-assign]
+    relay._schedule = waits.set  # type: ignore[method-assign]
+    receipt = exchange.dispatch(0, *given)
+    async with asyncio.timeout(LIMIT_S):
+        await waits.wait()
+        started = time.monotonic()
+        exchange.links[RELAY].abort("killed")
+        with pytest.raises(InstanceLost, match=RELAY):
+            await exchange.combine(receipt)
+        await gone.wait()
+    relay._schedule = resume  # type: ignore[method-assign]
+    resume()
+    await nothing_left(world)
+    assert time.monotonic() - started < TIMEOUT_S / 2
