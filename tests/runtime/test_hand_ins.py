@@ -242,3 +242,31 @@ async def test_a_link_that_is_lost_takes_only_its_own_rows_along(
         result = await hands_in.combine(receipt)
         assert time.monotonic() - started < 1, "the deadline is five times as long"
     torch.testing.assert_close(result, await local.combine(local.dispatch(0, *given[LIES])), atol=1e-5, rtol=1e-5)
+
+
+async def test_a_member_that_cannot_post_yet_costs_one_dispatch_now_and_then(
+    world: Nodes, config: ModelConfig, local: LocalExchange
+) -> None:
+    """One that has just come is linked within the node before it knows any placement."""
+    rows = batch(4, config.hidden_size)
+    expected = await local.combine(local.dispatch(0, *rows))
+    posts, hands_in = world.attention[POSTS], world.attention[LIES]
+    placement = posts.placement
+    posts._placements.clear()
+    failed = 0
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(60):
+            try:
+                result = await hands_in.combine(hands_in.dispatch(0, *rows))
+            except ReplicaMissing as error:
+                assert error.instances == (POSTS,)
+                failed += 1
+            else:
+                torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+        assert 1 <= failed <= 4
+        posts.set_placement(None)
+        posts.set_placement(placement)
+        before = posts.times.bundles
+        for _ in range(40):
+            await hands_in.combine(hands_in.dispatch(0, *rows))
+    assert posts.times.bundles - before > 20, "it is passed over for good"
