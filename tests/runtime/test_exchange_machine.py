@@ -15,12 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from janus.config.options import ExchangeName
 from janus.core.placement import Placement
 from janus.errors import DispatchError
 from janus.exchange.local import LocalExchange
 from janus.exchange.receipts import Receipt
 from janus.model.checkpoint import Checkpoint
+from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
+from janus.model.gate import Gates, load_gates
 from janus.runtime.expert_engine import ExpertEngine
 from janus.transport import Link
 from tests.runtime.nodes import Nodes, spread, start_nodes
@@ -51,13 +54,14 @@ EVENTS = st.one_of(
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class World:
     """The instances, and what is in flight."""
 
     nodes: Nodes
     local: LocalExchange
-    hidden: int
+    gates: Gates
+    config: ModelConfig
     in_force: Placement
     receipts: list[tuple[str, Receipt, tuple[torch.Tensor, ...]]] = field(default_factory=list)
     issued: int = 0
@@ -70,9 +74,14 @@ class World:
     async def _dispatch(self, name: str, rows: int, layer: int) -> None:
         if len(self.receipts) >= _OUTSTANDING:
             await self._combine(1)
-        given = batch(rows, self.hidden, seed=rows)
+        given = batch(rows, self.config.hidden_size, seed=rows)
+        exchange = self.nodes.attention[name]
+        if exchange.experts_gate:
+            weights_TK, ids_TK = self.gates.route(self.config.moe_layers[layer], given[0])
+            given = given[0], ids_TK, weights_TK
+        routing = (None, None) if exchange.experts_gate else given[1:]
         try:
-            receipt = self.nodes.attention[name].dispatch(layer, *given)
+            receipt = exchange.dispatch(layer, given[0], *routing)
         except DispatchError as error:
             assert error.instances
             self.errors += 1
@@ -150,16 +159,21 @@ def local(checkpoint: Checkpoint) -> LocalExchange:
     return LocalExchange(bank, num_layers=config.num_moe_layers)
 
 
-@pytest.mark.parametrize("way", ["two-phase", "aggregated"])
+@pytest.mark.parametrize(
+    ("way", "gate"), [("two-phase", "attention"), ("aggregated", "attention"), ("two-phase", "expert")]
+)
 @settings(max_examples=30, deadline=None)
 @given(events=st.lists(EVENTS, min_size=4, max_size=40))
 def test_every_dispatch_ends_and_leaves_nothing(
-    way: str, events: list[Event], checkpoint: Checkpoint, local: LocalExchange
+    way: ExchangeName, gate: str, events: list[Event], *, checkpoint: Checkpoint, local: LocalExchange
 ) -> None:
-    asyncio.run(live(way, events, checkpoint, local))
+    asyncio.run(live(way, gate, events, checkpoint=checkpoint, local=local))
 
 
-async def live(way: str, events: list[Event], checkpoint: Checkpoint, local: LocalExchange) -> None:
+async def live(
+    way: ExchangeName, gate: str, events: list[Event], *, checkpoint: Checkpoint, local: LocalExchange
+) -> None:
+    all_gates = load_gates(checkpoint, checkpoint.config, torch.float32, torch.device("cpu"))
     engines: list[ExpertEngine] = []
 
     def make(name: str, *, siblings: dict[str, Link] | None = None, gates: bool = False) -> ExpertEngine:
@@ -171,6 +185,7 @@ async def live(way: str, events: list[Event], checkpoint: Checkpoint, local: Loc
                 device=torch.device("cpu"),
                 instance=name,
                 siblings=siblings,
+                gates=all_gates if gates else None,
             )
         )
         return engines[-1]
@@ -182,10 +197,17 @@ async def live(way: str, events: list[Event], checkpoint: Checkpoint, local: Loc
                 make,
                 attention=ATTENTION,
                 table=spread(SLOTS, EXPERT_NODES),
-                exchange=way,  # type: ignore[arg-type]
+                exchange=way,
+                experts_gate=gate == "expert",
                 dispatch_timeout_s=TIMEOUT_S,
             )
-            world = World(nodes, local, checkpoint.config.hidden_size, Placement.from_table(nodes.table))
+            world = World(
+                nodes=nodes,
+                local=local,
+                gates=all_gates,
+                config=checkpoint.config,
+                in_force=Placement.from_table(nodes.table),
+            )
             for event in events:
                 await world.do(event)
             await world.do(("combine", len(world.receipts)))
