@@ -15,6 +15,7 @@ from janus.cluster.checks.system import (
     check_compiler,
     check_cores,
     check_gpu,
+    check_node_memory,
     check_open_files,
     check_python,
     check_shared_memory,
@@ -53,6 +54,7 @@ def run_checks(options: DoctorOptions) -> Iterator[Finding]:
     yield check_gpu()
     yield check_compiler()
     yield check_shared_memory()
+    yield check_node_memory()
     yield check_open_files()
     yield check_cores(options.attention + options.experts)
     yield check_port(options.host, options.port)

@@ -15,8 +15,15 @@ import pytest
 from janus.cluster.checks import Finding
 from janus.cluster.checks.model import MemoryEstimate, check_memory, check_model, cpu_has_bfloat16, estimate_memory
 from janus.cluster.checks.network import check_peer, check_port
-from janus.cluster.checks.system import check_compiler, check_cores, check_package, check_shared_memory
+from janus.cluster.checks.system import (
+    check_compiler,
+    check_cores,
+    check_node_memory,
+    check_package,
+    check_shared_memory,
+)
 from janus.cluster.checks.ucx import check_ucx, rdma_finding
+from janus.errors import ConfigError
 from janus.model.config import ModelConfig
 from janus_cli.doctor import doctor
 from janus_cli.options import DoctorOptions
@@ -157,6 +164,17 @@ def test_what_the_system_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert not cpu_has_bfloat16(cpuinfo)
     cpuinfo.write_text("flags : fpu amx_bf16 avx2\n")
     assert cpu_has_bfloat16(cpuinfo)
+
+
+def test_instances_can_share_memory_or_are_said_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_node_memory().level == "ok"
+
+    def missing() -> None:
+        raise ConfigError("transport", "this system has no sealed memory", "use Linux")
+
+    monkeypatch.setattr("janus.cluster.checks.system.shared_pool", missing)
+    found = check_node_memory()
+    assert (found.level, "no sealed memory" in found.detail) == ("warning", True)
 
 
 def test_a_finding_has_a_remedy_exactly_when_it_needs_one() -> None:

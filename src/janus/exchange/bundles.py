@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 #: Bounds of a wait for other members, seconds. Within them it is what the last bundle took from post to answer.
 _SHORTEST_S = 100e-6
-_LONGEST_S = 5e-3
+_LONGEST_S = 50e-3
 
 #: The share of the deadline after which whoever posts says who is late; the members would only know the poster.
 _PATIENCE = 0.9

@@ -247,9 +247,9 @@ class Engine:
                     spin_until = now + self.spin_s
                 if now < spin_until:
                     continue
-            # What was begun meanwhile wants progress, and what was done took time, in which more may have arrived: to
-            # look costs a microsecond, to sleep and be woken at once ten.
-            if not self._begun and not done and self.worker.arm():
+            # What was begun meanwhile wants progress. What arrives meanwhile wakes us: to look for it once more, each time,
+            # costs an exchange of short messages 1.5 of 29 us.
+            if not self._begun and taken < _MESSAGES_PER_TURN and self.worker.arm():
                 return True
         return False
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from janus.cluster.checks.finding import Finding, ok, problem, warning
+from janus.errors import ConfigError
+from janus.transport import shared_pool
 
 _MIN_PYTHON = (3, 11)
 #: UCX's shared-memory transport and torch want room here; Docker's default is 64 MiB.
@@ -75,6 +77,17 @@ def check_shared_memory(path: Path = Path("/dev/shm")) -> Finding:
     if usage.free < _MIN_SHM_BYTES:
         return warning("/dev/shm", detail, "give it 1 GiB: docker run --shm-size=1g, or remount the tmpfs")
     return ok("/dev/shm", detail)
+
+
+def check_node_memory() -> Finding:
+    """What instances of one node hand their activations around in, for the exchange in two phases."""
+    try:
+        shared_pool()
+    except ConfigError as error:
+        return warning(
+            "node memory", f"{error.field}: {error.problem}", "each instance exchanges by itself; needs Linux"
+        )
+    return ok("node memory", "instances of this machine can share memory")
 
 
 def check_open_files() -> Finding:
