@@ -247,8 +247,8 @@ class Engine:
                     spin_until = now + self.spin_s
                 if now < spin_until:
                     continue
-            # What was begun meanwhile wants progress. What arrives meanwhile wakes us: to look for it once more, each time,
-            # costs an exchange of short messages 1.5 of 29 us.
+            # What was begun meanwhile wants progress. What arrives meanwhile wakes us; to look for it once more costs
+            # an exchange of short messages 1.5 us of 29.
             if not self._begun and taken < _MESSAGES_PER_TURN and self.worker.arm():
                 return True
         return False
