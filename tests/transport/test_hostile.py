@@ -269,7 +269,7 @@ async def test_a_cancelled_connect_leaves_nothing_behind(kind: TransportKind) ->
         await link.close("done")
 
 
-@pytest.mark.parametrize("size", [200_000, 2 << 20, 64 << 20])
+@pytest.mark.parametrize("size", [200_000, 3 << 19, 64 << 20])
 async def test_a_payload_over_the_limit_is_refused_unread(kind: TransportKind, size: int) -> None:
     """Also where UCX has only announced it: the sender waits for us to fetch what we never will."""
     client, server = Recorder(), Recorder()
@@ -282,7 +282,7 @@ async def test_a_payload_over_the_limit_is_refused_unread(kind: TransportKind, s
         assert server.frames == []
 
 
-@pytest.mark.parametrize("size", [10, 100_000, 3 << 20, 5 << 20])
+@pytest.mark.parametrize("size", [10, 100_000, 3 << 19, 4 << 20])
 async def test_ucx_messages_under_an_unknown_tag_are_dropped(size: int) -> None:
     from janus.transport.ucx import Engine
 

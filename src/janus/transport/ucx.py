@@ -36,7 +36,7 @@ _ENVIRONMENT = {
     "UCX_TCP_CM_REUSEADDR": "y",  # else a restarted server waits up to 60 s for its port
     "UCX_TCP_TX_SEG_SIZE": "1M",  # frames go in pieces of this size, each in one system call, not in pieces of 8K
     "UCX_TCP_RX_SEG_SIZE": "1M",
-    "UCX_RNDV_THRESH": "4M",  # below, frames go without asking the receiver first
+    "UCX_RNDV_THRESH": "2M",  # below, frames go without asking the receiver first
 }
 
 #: Names in ucxx's ``Feature``. Without AM, a stranger's active message cannot make this process allocate.
