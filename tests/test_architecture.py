@@ -35,7 +35,12 @@ SERVICES = {"janus_gateway", "janus_attention_server", "janus_expert_server", "j
 #: Third-party module -> the files that may import it.
 OWNED = {
     "ucxx": {"src/janus/transport/ucx.py"},
-    "cupy": {"src/janus/model/device.py", "src/janus/model/kernels/aebs_gpu.py", "src/janus/runtime/device.py"},
+    "cupy": {
+        "src/janus/model/device.py",
+        "src/janus/model/kernels/aebs_gpu.py",
+        "src/janus/runtime/device.py",
+        "src/janus/transport/cuda.py",
+    },
     "typer": {"src/janus/config/cli.py", "services/janus_cli/__main__.py"},
 }
 #: What decides must not act: no clock, loop, socket, thread or process in core.

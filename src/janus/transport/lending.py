@@ -41,7 +41,7 @@ class SharedPool(BufferPool):
     A block that is dropped without ``release`` comes back when the last view of it is gone.
     """
 
-    def __init__(self, segment: Segment, keep_bytes: int = _KEEP_BYTES) -> None:
+    def __init__(self, segment: Segment[int], keep_bytes: int = _KEEP_BYTES) -> None:
         super().__init__(keep_bytes)
         self.segment = segment
         self._space = BuddySpace(segment.nbytes.bit_length() - 1)

@@ -1,6 +1,6 @@
 """Memory that other processes of this host can map: anonymous, sparse, and sealed against being truncated.
 
-``Segment`` is the seam for memory of another kind: what an accelerator exports by handle can take its place.
+``Segment`` and ``PeerMemory`` are the seam for memory of another kind; ``device_memory`` has that of CUDA devices.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import fcntl
 import mmap
 import os
 import threading
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -19,8 +19,11 @@ from janus.transport.buffers import Bytes
 
 _REMEDY = "use another transport: shared memory needs Linux, with memfd and abstract sockets"
 
+#: A descriptor, or bytes.
+Exported_co = TypeVar("Exported_co", covariant=True)
 
-class Segment(Protocol):
+
+class Segment(Protocol[Exported_co]):
     """Memory of this process that a peer can open."""
 
     nbytes: int
@@ -34,8 +37,8 @@ class Segment(Protocol):
     def discard(self, offset: int, nbytes: int) -> None:
         """Give the pages of a range back to the system; it reads as zeros until it is written again."""
 
-    def export(self) -> int:
-        """Return the descriptor that lets a peer ``open`` this segment; it stays the segment's."""
+    def export(self) -> Exported_co:
+        """Return what lets a peer ``open`` this segment. A descriptor stays the segment's."""
 
 
 class PeerMemory(Protocol):
