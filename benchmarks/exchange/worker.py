@@ -33,6 +33,7 @@ from janus.model.experts import ExpertBank
 from janus.model.kernels.library import configure_threads
 from janus.model.kernels.scheduling import fastest_scheduler
 from janus.model.random_model import random_config
+from janus.runtime import garbage
 from janus.runtime.expert_engine import ExpertEngine
 from janus.runtime.node_links import NodeLinks
 from janus.transport import Link, LinkOptions, connect, listen
@@ -161,6 +162,7 @@ class Worker:
             while not all(self._linked(self.links.links, *each) for each in siblings.items()):
                 self._sibling_up.clear()
                 await self._sibling_up.wait()
+        garbage.settle()  # as the services do once they are up
         return {"siblings": len(self.links.links)}
 
     @staticmethod
