@@ -34,6 +34,7 @@ from janus.model.kernels.library import configure_threads
 from janus.model.kernels.scheduling import fastest_scheduler
 from janus.model.random_model import random_config
 from janus.runtime import garbage
+from janus.runtime.allocator import keep_memory
 from janus.runtime.expert_engine import ExpertEngine
 from janus.runtime.node_links import NodeLinks
 from janus.transport import Link, LinkOptions, connect, listen
@@ -239,6 +240,7 @@ def run(make: type[Worker] = Worker) -> None:
     """Be the worker that the command line describes, until whoever started it is gone."""
     ctypes.CDLL(None).prctl(1, 9)  # SIGKILL when whoever started it is gone
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    keep_memory()
     configure_threads(1, 0)
     np.random.default_rng(0)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -7,6 +7,7 @@ import torch
 from janus.config.options import Device, DType
 from janus.errors import ConfigError
 from janus.model.kernels import configure_threads, default_threads
+from janus.runtime.allocator import keep_memory
 
 _DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -17,11 +18,14 @@ def torch_dtype(name: DType) -> torch.dtype:
 
 
 def prepare(device: Device, threads: int) -> torch.device:
-    """Set the CPU threads (0 = all cores, or ``OMP_NUM_THREADS``) and return the device that ``device`` means.
+    """Ready this process for computing: memory, CPU threads (0 = all cores, or ``OMP_NUM_THREADS``), the device.
+
+    Returns the device that ``device`` means.
 
     Raises:
         ConfigError: a GPU is asked for and torch sees none.
     """
+    keep_memory()
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ConfigError("--device", "torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
