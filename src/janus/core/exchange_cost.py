@@ -17,7 +17,10 @@ from janus.core.exchange_routes import Mode
 #: A factor starts as the median of so many timings; from then on the newest one has this weight.
 _FIRST = 8
 _NEWEST = 1 / 16
-#: Dispatches in a row that try the other way, and after how many of the usual way they first do.
+#: A way that was never taken is looked at soon, and shortly: a large dispatch takes long, and there are few of them.
+_LOOK = 4
+_LOOK_AFTER = 8
+#: Dispatches in a row that try another way again, and after how many of the usual way they first do.
 _TRIAL = 8
 _FIRST_TRIAL_AFTER = 32
 _LONGEST_TRIAL_AFTER = 4096
@@ -114,7 +117,7 @@ class _Size:
     factors: dict[Mode, _Factor] = field(default_factory=dict)
     usual: Mode | None = None
     #: Dispatches of the usual way until the next trial, and between trials.
-    trial_in: int = _FIRST_TRIAL_AFTER
+    trial_in: int = _LOOK_AFTER
     trial_after: int = _FIRST_TRIAL_AFTER
     #: The way on trial and its dispatches left.
     on_trial: Mode | None = None
@@ -150,7 +153,7 @@ class ModeChooser:
         best = min(expected, key=lambda mode: expected[mode])
         if known.usual not in expected or expected[best] < (1 - _MARGIN) * expected[known.usual]:
             if known.usual is not None:
-                known.trial_after = _FIRST_TRIAL_AFTER  # what seemed sure is not
+                known.trial_after = max(_FIRST_TRIAL_AFTER, known.trial_after // 2)  # what seemed sure is not
             known.usual = best
         if known.on_trial in expected and known.trial_left > 0:
             known.trial_left -= 1
@@ -166,11 +169,14 @@ class ModeChooser:
         others = [m for m, s in expected.items() if m != known.usual and s < _HOPELESS * expected[known.usual]]
         # The one that was never tried comes first, then the likeliest.
         others.sort(key=lambda mode: (mode in known.factors, expected[mode]))
+        new = bool(others) and others[0] not in known.factors
         if others:
-            known.on_trial, known.trial_left = others[0], _TRIAL - 1
-        if not others or others[0] in known.factors:
-            known.trial_after = min(2 * known.trial_after, _LONGEST_TRIAL_AFTER)
+            known.on_trial, known.trial_left = others[0], (_LOOK if new else _TRIAL) - 1
+        if new:
+            known.trial_in = _LOOK_AFTER
+            return
         known.trial_in = known.trial_after
+        known.trial_after = min(2 * known.trial_after, _LONGEST_TRIAL_AFTER)
 
     def observed(self, size: int, mode: Mode, *, predicted_s: float, actual_s: float) -> None:
         """Learn from a dispatch of ``size`` that took ``actual_s``."""
