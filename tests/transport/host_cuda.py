@@ -148,7 +148,7 @@ class HostCuda:
         memory = self._locate(address, nbytes)[0]
         raw = (ctypes.c_uint8 * nbytes).from_address(memory.ctypes.data)
         raw._keeps = memory, owner  # type: ignore[attr-defined]
-        return np.frombuffer(raw, np.uint8)
+        return np.ctypeslib.as_array(raw)
 
     def memory_handle(self, device: int, address: int) -> bytes:
         memory = self._memory.get(address)
@@ -235,8 +235,9 @@ class HostCuda:
         pid, token, number = _EVENT.unpack_from(handle)
         if pid == os.getpid():
             raise CudaError("invalid device context: the handle is of this process")
-        event = _Event(device=device, owner=(_name(pid, token), number))
-        _ask(event.owner, 0)
+        owner = _name(pid, token), number
+        _ask(owner, 0)
+        event = _Event(device=device, owner=owner)
         opened = next(self._numbers)
         self._events[opened] = event
         return opened

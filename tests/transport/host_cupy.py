@@ -5,6 +5,7 @@ So all of ``CupyRuntime`` runs without a device, down to the calls that it makes
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from types import ModuleType, SimpleNamespace, TracebackType
@@ -13,7 +14,6 @@ from unittest import mock
 
 import numpy as np
 
-from janus.transport import cuda as cuda_module
 from janus.transport.cuda import CudaError, CupyRuntime
 from tests.transport.host_cuda import HostCuda
 
@@ -26,7 +26,7 @@ def runtime_on(host: HostCuda) -> CupyRuntime:
     """Return a ``CupyRuntime`` whose device memory is that of ``host``."""
     with (
         mock.patch.dict(sys.modules, {"cupy": _cupy(host)}),
-        mock.patch.object(cuda_module.ctypes, "CDLL", lambda name: _Driver(host, name)),
+        mock.patch.object(ctypes, "CDLL", lambda name: _Driver(host, name)),
     ):
         return CupyRuntime()
 

@@ -238,11 +238,8 @@ def main() -> None:
             try:
                 if method == "side":
                     ours = side(*arguments)
-                elif method == "open":
-                    assert ours is not None
-                    result = ours.open(*arguments, fds)
                 else:
-                    result = getattr(ours, method)(*arguments)
+                    result = getattr(ours, method)(*arguments, *([fds] if method == "open" else []))
             except (ValueError, CudaError) as error:
                 problem = f"{type(error).__name__}: {error}"
             orders.send(msgspec.msgpack.encode([problem, result]))
