@@ -15,7 +15,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
+from janus.errors import ConfigError
 from janus.transport.cuda import CudaError, CudaRuntime, CupyRuntime
 from janus.transport.device_memory import DeviceEvent, DeviceSegment, PeerDeviceEvent, PeerDeviceMemory
 from janus.transport.segment import HostSegment, PeerMemory, PeerSegment, Segment
@@ -188,6 +190,23 @@ class DeviceSide(Side):
 
     def _get(self, array: Any) -> bytes:
         return bytes(array.tobytes())
+
+
+def has_cuda() -> bool:
+    """Return whether there is a CUDA device, and CuPy."""
+    try:
+        CupyRuntime()
+    except ConfigError:
+        return False
+    return True
+
+
+#: For ``pytest.fixture(params=...)``.
+DEVICE_KINDS = [
+    "host-cuda",
+    "host-cupy",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")]),
+]
 
 
 def side(kind: str, *options: Any) -> Side:

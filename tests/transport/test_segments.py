@@ -8,21 +8,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from janus.errors import ConfigError
-from janus.transport.cuda import CupyRuntime
 from tests.transport.helpers import needs_shared_memory
-from tests.transport.segment_side import OtherSide, Side, side
+from tests.transport.segment_side import DEVICE_KINDS, OtherSide, Side, side
+
+pytestmark = needs_shared_memory
 
 SIZE = 4 << 20
 PAGE = 4096
-
-
-def has_cuda() -> bool:
-    try:
-        CupyRuntime()
-    except ConfigError:
-        return False
-    return True
 
 
 @dataclass
@@ -33,15 +25,7 @@ class Shared:
     theirs: OtherSide
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("host", marks=needs_shared_memory),
-        pytest.param("host-cuda", marks=needs_shared_memory),
-        pytest.param("host-cupy", marks=needs_shared_memory),
-        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="needs a CUDA device")]),
-    ],
-)
+@pytest.fixture(scope="module", params=["host", *DEVICE_KINDS])
 def other(request: pytest.FixtureRequest) -> Iterator[OtherSide]:
     """A second process, of each kind in turn."""
     theirs = OtherSide(request.param)
