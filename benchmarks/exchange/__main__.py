@@ -65,12 +65,12 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exchange", description=__doc__)
-    parser.add_argument("--topologies", default="2x2,4x4,2x8", help="attention x expert instances (%(default)s)")
+    parser.add_argument("--topologies", default="2x2,4x4,2x8,8x8", help="attention x expert instances (%(default)s)")
     parser.add_argument("--hidden", default="2048,7168", help="hidden sizes (%(default)s)")
-    parser.add_argument("--tokens", default="1,16,128,512", help="tokens per attention instance (%(default)s)")
+    parser.add_argument("--tokens", default="1,16,128", help="tokens per attention instance (%(default)s)")
     parser.add_argument("--networks", default="10/25,50/10,200/1", help="latency in us / rate in Gbit/s (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way per cell (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="length of a turn (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn (%(default)s)")
     parser.add_argument("--output", type=Path, default=_RESULT, help="result file (%(default)s)")
     parser.add_argument("--document", type=Path, default=_DOCUMENT, help="document with the tables, or none")
     return parser.parse_args()

@@ -13,7 +13,9 @@ def tables(result: dict[str, Any]) -> str:
     parts = [_about(result)]
     for latency_us, rate_gbit in result["sweep"]["networks"]:
         cells = [c for c in result["cells"] if (c["latency_us"], c["rate_gbit"]) == (latency_us, rate_gbit)]
-        parts.append(f"Between nodes {latency_us:g} us one way and {rate_gbit:g} Gbit/s, microseconds per layer:")
+        parts.append(
+            f"Between nodes {latency_us:g} us one way and {rate_gbit:g} Gbit/s, microseconds per layer of all instances:"
+        )
         parts.append(table([_HEADING, *(_row(cell) for cell in cells)]))
     parts.append(
         "What crosses between nodes in one layer, all instances together (frames to experts; bytes both ways):"
@@ -33,6 +35,7 @@ _HEADING = [
     "EGate direct",
     "EGate two-phase",
     "direct / two-phase",
+    "the same, apart",
     "auto / best",
 ]
 _COUNTS = ["m x n", "H", "tokens", "direct", "aggregated", "two-phase", "direct MB", "two-phase MB"]
@@ -56,6 +59,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
         str(cell["tokens"]),
         *(f"{ways[way]['us']:.0f}" for way in order),
         f"{shown['two_phase_speedup']:.2f}",
+        f"{ratios(cell, 'us_apart')['two_phase_speedup']:.2f}",
         f"{shown['auto_over_best']:.2f}",
     ]
 

@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 import torch
 import uvloop
+from benchmarks.exchange.barrier import Member as Party
 from benchmarks.exchange.fakes import CopyBank, NoCheckpoint, random_gates
 
 from janus.core.placement import Placement
@@ -186,9 +187,21 @@ class Worker:
         }
 
     async def do_run(
-        self, *, way: str, gate: str, tokens: int, seconds: float, least: int, most: int, fresh: bool
+        self,
+        *,
+        way: str,
+        gate: str,
+        tokens: int,
+        seconds: float,
+        least: int,
+        most: int,
+        fresh: bool,
+        barrier: str = "",
     ) -> dict[str, Any]:
-        """Dispatch and combine layer after layer; returns microseconds per layer and what was counted."""
+        """Dispatch and combine layer after layer; returns when each began and ended, and what was counted.
+
+        ``barrier``: begin each of exactly ``most`` layers with all others who are given this path.
+        """
         exchange = self.exchange
         if exchange is None:
             return {}
@@ -206,17 +219,27 @@ class Worker:
         ]
         weights_TK = torch.rand(tokens, TOP_K, generator=generator)
         before = asdict(exchange.times)
-        taken: list[float] = []
-        started = time.perf_counter()
+        begun: list[float] = []
+        ended: list[float] = []
+        together = Party(barrier) if barrier else None
+        started = time.monotonic()
         with torch.inference_mode():
-            while len(taken) < most and (len(taken) < least or time.perf_counter() - started < seconds):
-                layer = len(taken) % LAYERS
+            while len(begun) < most and (
+                together is not None or len(begun) < least or time.monotonic() - started < seconds
+            ):
+                layer = len(begun) % LAYERS
                 routing = (None, None) if gate == "expert" else (ids[layer], weights_TK)
-                begun = time.perf_counter()
+                if together is not None:
+                    await together.arrive(timeout_s=120.0)
+                begun.append(time.monotonic())
                 await exchange.combine(exchange.dispatch(layer, x_TH, *routing))
-                taken.append((time.perf_counter() - begun) * 1e6)
+                ended.append(time.monotonic())
+        if together is not None:
+            together.close()
         after = asdict(exchange.times)
-        return {"us": taken, **{name: after[name] - before[name] for name in after}}
+        taken = [(end - begin) * 1e6 for begin, end in zip(begun, ended, strict=True)]
+        counted = {name: after[name] - before[name] for name in after}
+        return {"us": taken, "begun": begun, "ended": ended, **counted}
 
 
 def _us(cost: Any) -> dict[str, float] | None:

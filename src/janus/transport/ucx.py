@@ -36,7 +36,9 @@ _ENVIRONMENT = {
     "UCX_TCP_CM_REUSEADDR": "y",  # else a restarted server waits up to 60 s for its port
     "UCX_TCP_TX_SEG_SIZE": "1M",  # frames go in pieces of this size, each in one system call, not in pieces of 8K
     "UCX_TCP_RX_SEG_SIZE": "1M",
-    "UCX_RNDV_THRESH": "2M",  # below, frames go without asking the receiver first
+    # Below, frames go without asking the receiver first. To ask costs round trips between nodes; within a host a frame
+    # that was not asked for costs a copy more than they do.
+    "UCX_RNDV_THRESH": "intra:2M,inter:16M",
 }
 
 #: Names in ucxx's ``Feature``. Without AM, a stranger's active message cannot make this process allocate.
