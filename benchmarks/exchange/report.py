@@ -13,13 +13,10 @@ def tables(result: dict[str, Any]) -> str:
     parts = [_about(result)]
     for latency_us, rate_gbit in result["sweep"]["networks"]:
         cells = [c for c in result["cells"] if (c["latency_us"], c["rate_gbit"]) == (latency_us, rate_gbit)]
-        parts.append(
-            f"Between nodes {latency_us:g} us one way and {rate_gbit:g} Gbit/s, microseconds per layer of all instances:"
-        )
+        network = f"{latency_us:g} us one way and {rate_gbit:g} Gbit/s"
+        parts.append(f"Between nodes {network}, microseconds per layer of all instances:")
         parts.append(table([_HEADING, *(_row(cell) for cell in cells)]))
-    parts.append(
-        "What crosses between nodes in one layer, all instances together (frames to experts; bytes both ways):"
-    )
+    parts.append("What crosses between nodes in a layer, all instances together: frames to experts, MB both ways:")
     parts.append(table([_COUNTS, *_counts(result["cells"])]))
     return "\n\n".join(parts) + "\n"
 
