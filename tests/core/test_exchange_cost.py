@@ -43,8 +43,13 @@ def test_one_of_each_has_nothing_to_gain() -> None:
 
 
 def test_many_instances_on_few_nodes_gain_from_two_phases() -> None:
-    large = shape(members=8, sources=16, nodes=2, per_node=8)
+    large = shape(members=8, sources=16, nodes=2, per_node=8, rows=4)
     assert cost("two-phase", large) < cost("aggregated", large) < cost("direct", large)
+
+
+def test_large_batches_are_not_gathered_and_gain_from_the_relay_all_the_same() -> None:
+    large = shape(members=2, sources=4, nodes=2, per_node=2, rows=128)
+    assert cost("two-phase", large) < cost("direct", large) == pytest.approx(cost("aggregated", large))
 
 
 def test_many_nodes_of_one_instance_gain_nothing_from_a_relay() -> None:
@@ -91,7 +96,8 @@ def test_it_ends_at_the_better_way_and_looking_around_is_cheap(
     best = min(actual.values())
     usual = max(set(late), key=late.count)
     assert actual[usual] <= 1.12 * best, "the way in use is the best, or as good as the best"
-    assert sum(mode != usual for mode in late) <= 0.02 * len(late), "hardly a dispatch goes another way"
+    slow = sum(actual[mode] > 1.12 * best for mode in late)
+    assert slow <= 0.03 * len(late), "hardly a dispatch goes a slower way"
 
 
 def test_a_way_that_becomes_better_is_found() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from janus.core.exchange_routes import Mode
+from janus.core.exchange_routes import Mode, gathers
 
 #: A factor starts as the median of so many timings; from then on the newest one has this weight.
 _FIRST = 8
@@ -21,8 +21,8 @@ _NEWEST = 1 / 16
 _LOOK = 4
 _LOOK_AFTER = 8
 #: Dispatches in a row that try another way again, and after how many of the usual way they first do.
-_TRIAL = 8
-_FIRST_TRIAL_AFTER = 32
+_TRIAL = 4
+_FIRST_TRIAL_AFTER = 64
 _LONGEST_TRIAL_AFTER = 4096
 #: A way that is predicted to take so many times as long is not worth a trial.
 _HOPELESS = 3.0
@@ -81,14 +81,16 @@ def predict(mode: Mode, shape: DispatchShape, *, inter: LinkCost, intra: LinkCos
     posts = shape.instances if mode == "aggregated" else shape.nodes
     there = shape.instance_bytes if mode == "aggregated" else shape.node_bytes
     back = shape.instance_answer_bytes if mode == "aggregated" else shape.node_answer_bytes
-    seconds = 2 * ((posts + source_nodes) * inter.message_s + inter.latency_s) + m * (there + back) * inter.byte_s
-    if m > 1:
+    gathered = gathers(mode, members=m, batch_bytes=shape.batch_bytes)
+    senders = source_nodes if gathered else sources
+    seconds = 2 * ((posts + senders) * inter.message_s + inter.latency_s) + m * (there + back) * inter.byte_s
+    if gathered:
         # Everybody's rows to the leader, and everybody's sums back: one message each way per other member.
         seconds += 2 * (m * intra.message_s + intra.latency_s) + 2 * m * shape.batch_bytes * intra.byte_s
     if mode == "two-phase" and shape.largest_node > 1:
         siblings = shape.largest_node - 1
         # The relay forwards by reference; the partial sums come back as bytes.
-        seconds += 2 * ((siblings + 1) * source_nodes * intra.message_s + intra.latency_s)
+        seconds += 2 * ((siblings + 1) * senders * intra.message_s + intra.latency_s)
         seconds += siblings * m * (shape.node_answer_bytes / max(shape.nodes, 1)) * intra.byte_s
     return seconds
 
@@ -106,7 +108,7 @@ class _Factor:
             self.value = median(self.first)
         else:
             # One that waited for a preempted core says nothing about the way: it counts for no more than some.
-            self.value += _NEWEST * (min(ratio, 4 * self.value) - self.value)
+            self.value += _NEWEST * (min(ratio, 2 * self.value) - self.value)
 
 
 @dataclass(slots=True)

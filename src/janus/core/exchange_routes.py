@@ -5,6 +5,9 @@ Three ways (paper, section 3.3; arXiv 2512.13525):
 direct       every attention instance sends to every expert instance: m x n messages.
 aggregated   the instances of an attention node gather their rows; one message per destination instance (case 1).
 two-phase    they gather them per destination node; one message per pair of nodes, whose relay multicasts (case 2).
+
+Large batches are not gathered: what a message costs is little beside their bytes, and to copy them together, and to
+wait for the last of them before the first is sent, costs more. Each instance then sends its own to the destinations.
 """
 
 from __future__ import annotations
@@ -17,6 +20,14 @@ from janus.core.placement import Placement
 
 Mode: TypeAlias = Literal["direct", "aggregated", "two-phase"]
 MODES: tuple[Mode, ...] = ("direct", "aggregated", "two-phase")
+
+#: Batches of more bytes of activations are not gathered.
+GATHERED_MOST_BYTES = 32 << 10
+
+
+def gathers(mode: Mode, *, members: int, batch_bytes: int) -> bool:
+    """Return whether a batch of ``batch_bytes`` is handed to the leader of its node, ``members`` strong."""
+    return mode != "direct" and members > 1 and batch_bytes <= GATHERED_MOST_BYTES
 
 
 @dataclass(frozen=True, slots=True)

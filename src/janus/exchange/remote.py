@@ -13,7 +13,7 @@ import structlog
 import torch
 
 from janus.core.exchange_cost import DispatchShape
-from janus.core.exchange_routes import MODES, leader
+from janus.core.exchange_routes import MODES, gathers, leader
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
@@ -222,7 +222,7 @@ class RemoteExchange(Reach):
 
     def _post_all(self, receipt: Receipt, plan: Plan, x_TH: torch.Tensor, routed: Routed | None) -> None:
         mode, epoch, layer = receipt.decision.mode, plan.placement.epoch, receipt.layer
-        if mode != "direct" and len(self._members) > 1:
+        if gathers(mode, members=len(self._members), batch_bytes=x_TH.numel() * self._dtype.itemsize):
             by = leader(self._members, layer)
             sibling = self.siblings.get(by)
             if sibling is not None and not sibling.closed and not self._passes_over(by):
