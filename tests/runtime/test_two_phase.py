@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from janus.config.options import ExchangeName
+from janus.core.exchange_routes import GATHERED_MOST_BYTES
 from janus.errors import InstanceLost, ReplicaMissing
 from janus.exchange.local import LocalExchange
 from janus.model.config import ModelConfig
@@ -41,7 +42,7 @@ def batches(config: ModelConfig, *rows: int, seed: int = 0) -> dict[str, tuple[t
     }
 
 
-@pytest.mark.parametrize("rows", [(1, 0, 0, 0), (3, 5, 0, 0), (1, 1, 1, 1), (16, 2, 7, 33)])
+@pytest.mark.parametrize("rows", [(1, 0, 0, 0), (3, 5, 0, 0), (1, 1, 1, 1), (16, 2, 7, 33), (300, 280, 5, 2)])
 async def test_every_way_gives_the_same_bits(
     rows: tuple[int, ...], nodes: StartNodes, local: LocalExchange, config: ModelConfig
 ) -> None:
@@ -85,6 +86,15 @@ async def test_messages_between_nodes_fall_to_one_per_pair_of_nodes(nodes: Start
             await world.run(0, given)
         sent[way] = (sum(exchange.times.frames for exchange in world.attention.values()) - before) / 5
     assert sent == {"direct": 16, "aggregated": 8, "two-phase": 4}
+
+
+async def test_large_batches_go_to_the_relays_without_being_gathered(nodes: StartNodes, config: ModelConfig) -> None:
+    world = await nodes(exchange="two-phase")
+    rows = GATHERED_MOST_BYTES // (4 * config.hidden_size) + 1
+    await world.run(0, batches(config, rows, rows, 0, 0))
+    times = [world.attention[name].times for name in ("attention-0", "attention-1")]
+    assert [(each.frames, each.hand_ins, each.bundles) for each in times] == [(2, 0, 0), (2, 0, 0)]
+    assert sum(expert.relay.relayed for expert in world.experts.values()) == 4
 
 
 async def test_a_relay_names_the_sibling_that_is_lost(nodes: StartNodes, config: ModelConfig) -> None:
