@@ -79,6 +79,8 @@ class Receipt:
     shape: torch.Size
     dtype_code: int
     decision: Decision
+    #: When packing began, and when the last frame was posted.
+    begun_ns: int
     posted_ns: int
     done: asyncio.Future[None]
     parts: list[Part] = field(default_factory=list)

@@ -152,6 +152,7 @@ class RemoteExchange(Reach):
             self._code,
             decision,
             scheduled,
+            scheduled,
             loop.create_future(),
         )
         try:
@@ -399,7 +400,8 @@ class RemoteExchange(Reach):
         times.wait_ns += waited
         times.bytes_in += nbytes
         times.expert_ns += slowest_ns
-        actual_ns = max(0, waited - slowest_ns)
+        # From the first byte packed: a way that posts more frames spends its time there too.
+        actual_ns = max(0, started - receipt.begun_ns - slowest_ns)
         decision = receipt.decision
         times.chosen(decision.mode, actual_ns=actual_ns, predicted_ns=int(decision.predicted_s * 1e9))
         self.choice.took(decision, actual_ns / 1e9)
