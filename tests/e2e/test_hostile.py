@@ -28,6 +28,7 @@ from janus.messages.control import (
     Tokens,
 )
 from janus.transport import Kind, connect
+from janus.transport.frame import FRAME_VERSION
 from tests.e2e.cases import NAMED
 from tests.e2e.hostile import HOST, ROLES, Peer, Scene, Stranger, framed, hello, identity, logged
 from tests.e2e.lab import Lab
@@ -41,7 +42,7 @@ _OTHER_VERSION[4] = 7
 #: What a stranger says first, and what the log must say of it.
 STRANGE = {
     "garbage": (b"GET / HTTP/1.1\r\n" + bytes(range(256)), "not a Janus frame"),
-    "another version of the frame": (bytes(_OTHER_VERSION), "frame version 7, this side speaks 1"),
+    "another version of the frame": (bytes(_OTHER_VERSION), f"frame version 7, this side speaks {FRAME_VERSION}"),
     "a frame cut short": (framed(hello())[:-10], "truncated frame"),
     "a header cut short": (framed()[:20], "truncated frame"),
     "an absurd length": (framed(payload_len=1 << 62), "exceeds the limit"),
