@@ -140,7 +140,7 @@ class ExpertEngine:
     def on_frame(self, link: Link, frame: InFrame) -> None:
         """Queue a dispatch, or reject it by name; take a sibling's share of one that this instance relays."""
         header = frame.header
-        if header.kind is Kind.COMBINE:
+        if header.kind is Kind.COMBINE and link.peer.role == "expert":
             self.relay.answered(frame)
             return
         if header.kind is not Kind.DISPATCH:
