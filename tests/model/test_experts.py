@@ -109,7 +109,7 @@ def test_several_dispatches_at_once_give_each_its_bits(checkpoint: Checkpoint, d
 
     def forward() -> None:
         bank.forward_joint(
-            1,
+            0,
             counts,
             4,
             x=[t.data_ptr() for t in x],
@@ -120,10 +120,10 @@ def test_several_dispatches_at_once_give_each_its_bits(checkpoint: Checkpoint, d
 
     forward()
     for rows, x_part, slots_part, weights_part, y in zip(counts, x, slots, weights, out, strict=True):
-        alone = bank.forward(1, x_part[: rows * hidden].view(rows, hidden), slots_part, weights_part)
+        alone = bank.forward(0, x_part[: rows * hidden].view(rows, hidden), slots_part, weights_part)
         assert torch.equal(y, alone)
     slots[1][0, 0] = len(SLOTS)
-    with pytest.raises(ReplicaMissing, match="of MoE layer 1 holds no expert"):
+    with pytest.raises(ReplicaMissing, match="of MoE layer 0 holds no expert"):
         forward()
 
 
