@@ -198,7 +198,7 @@ class ReplicaSlots:
                 return found
         found = self._scan(layer, epoch, slots_NK.array(), None, first=0, total=count)
         if not found:
-            raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: the dispatch names none of the slots here")
+            raise ReplicaMissing(f"MoE layer {layer} epoch {epoch}: it names none of the slots here")
         return found
 
     def distinct(self, layer: int, tables: Sequence[tuple[int, int]]) -> int:

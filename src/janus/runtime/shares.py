@@ -154,5 +154,5 @@ def node_share(
         return share, view.names
     names = tuple(name for name, n in zip(view.names, entries, strict=True) if n)
     if not names:
-        raise ReplicaMissing(f"MoE layer {header.layer} epoch {header.epoch}: the dispatch names none of the slots here")
+        raise ReplicaMissing(f"MoE layer {header.layer} epoch {header.epoch}: it names none of the slots here")
     return share, names
