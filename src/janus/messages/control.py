@@ -90,8 +90,12 @@ class Register(_Message, frozen=True, tag="register"):
     host: str
     port: int
     pid: int
-    #: Expert instances: replicas that fit per MoE layer. 0 for other roles.
+    #: Expert instances: replicas that fit per MoE layer. 0: as many as the controller wants, or another role.
     slots: int = 0
+    #: Expert instances: replicas per MoE layer that its memory holds, where ``slots`` leaves it open; 0 = unknown.
+    capacity: int = 0
+    #: Expert instances: how fast it is beside others, 1 = like them. An instance of 2 may activate twice the experts.
+    speed: float = 1.0
     #: Expert instances: the epoch whose replicas are loaded, 0 for none (a controller that restarts asks no reload).
     loaded_epoch: int = 0
     #: HTTP port of /health and /metrics, 0 for none.
@@ -116,6 +120,12 @@ class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     waiting: int = 0
     kv_usage: float = 0.0
     loaded_epoch: int = 0
+    #: Attention instances: the oldest epoch that a dispatch of this instance may still name, 0 for none.
+    oldest_epoch: int = 0
+    #: Attention instances: expert instances whose answers are too late, by name.
+    suspects: list[str] = msgspec.field(default_factory=list)
+    #: Dispatches that this instance has sent, or has to answer, and that are not over.
+    in_flight: int = 0
     #: Expert instances: dispatches and rows served so far. Attention instances: steps and tokens so far.
     steps: int = 0
     tokens: int = 0
@@ -163,6 +173,8 @@ class ClusterView(_Message, frozen=True, tag="cluster_view"):
     missing: list[str]
     #: The epoch in force; ``None`` until every expert has a loaded replica.
     placement: PlacementTable | None
+    #: Epochs below this one are in use by nobody: what they alone hold may be given back.
+    oldest_epoch: int = 0
 
 
 class LoadPlacement(_Message, frozen=True, tag="load_placement"):
@@ -179,6 +191,19 @@ class PlacementLoaded(_Message, frozen=True, tag="placement_loaded"):
     bytes_read: int
     seconds: float
     error: str = ""
+
+
+class RoutingSample(_Message, frozen=True, tag="routing_sample"):
+    """Instance -> controller, at most once per second: what the router chose for some of the tokens since the last."""
+
+    #: MoE layers L, tokens S and experts per token K of ``expert_ids``.
+    layers: int
+    tokens: int
+    top_k: int
+    #: uint16[L, S, K], little-endian: logical expert ids of the sampled tokens.
+    expert_ids: bytes
+    #: Tokens routed since the last sample, of which S were sampled.
+    seen: int
 
 
 class Leave(_Message, frozen=True, tag="leave"):
@@ -289,6 +314,44 @@ class ExchangeWay(_Message, frozen=True, tag="exchange_way"):
 # -- tools ---------------------------------------------------------------------------------------------------------
 
 
+class SetExpected(_Message, frozen=True, tag="set_expected"):
+    """Tool -> controller: how many instances of each role the cluster should have from now on.
+
+    Answered with ``ClusterView``. Those beyond the number may leave without being missed.
+    """
+
+    gateways: int
+    attention: int
+    experts: int
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last change of the placement, as ``janus status`` shows it."""
+
+    epoch: int
+    #: Why: "start", "join", "leave", "death", "balance".
+    reason: str
+    #: "loading", "in force", "rolled back".
+    outcome: str
+    #: Replicas that were to be loaded, bytes that were, and seconds from issue to outcome.
+    replicas: int
+    bytes_read: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+    #: What the policy expected of it: mean a_max per layer before and after; 0 = it did not look.
+    a_max_before: float = 0.0
+    a_max_after: float = 0.0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last instance that failed."""
+
+    instance: str
+    why: str
+    #: Seconds ago.
+    age_s: float
+
+
 class StatusRequest(_Message, frozen=True, tag="status_request"):
     """Tool -> controller: everything that ``janus status`` shows."""
 
@@ -300,6 +363,12 @@ class StatusReport(_Message, frozen=True, tag="status_report"):
     heartbeats: dict[str, Heartbeat]
     heartbeat_age_s: dict[str, float]
     started_s: float
+    last_move: Move | None = None
+    last_failure: Failure | None = None
+    #: Why the cluster is not as it should be, one sentence per cause; empty when all is well.
+    degraded: list[str] = msgspec.field(default_factory=list)
+    #: ``replicas[layer][expert]`` of the placement in force.
+    replicas: list[list[int]] = msgspec.field(default_factory=list)
 
 
 Message: TypeAlias = (
@@ -314,6 +383,7 @@ Message: TypeAlias = (
     | ClusterView
     | LoadPlacement
     | PlacementLoaded
+    | RoutingSample
     | Leave
     | Fatal
     | Submit
@@ -321,6 +391,7 @@ Message: TypeAlias = (
     | Tokens
     | DispatchRejected
     | ExchangeWay
+    | SetExpected
     | StatusRequest
     | StatusReport
 )

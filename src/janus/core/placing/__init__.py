@@ -1,0 +1,1 @@
+"""Which expert instance should hold a replica of which expert, and how to get there without a pause. Pure."""
