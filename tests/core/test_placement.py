@@ -42,6 +42,46 @@ def test_tables_of_a_small_placement() -> None:
         placement.phys_to_logical[0, 0] = 1
 
 
+def test_what_is_left_without_an_instance_keeps_epoch_and_physical_ids() -> None:
+    placement = Placement.from_table(table([[[0, 2, 1], [1, 0, 2]], [[2, 1, 0], [0, EMPTY, 2]]], nodes=["m", "n"]))
+    assert placement.without(frozenset()) is placement
+    assert placement.without(frozenset({"nobody"})) is placement
+    left = placement.without(frozenset({"y", "nobody"}))
+    assert left is not None
+    assert (left.epoch, left.instances, left.nodes) == (1, ("x", "y"), ("m", "n"))
+    assert left.slots == (((0, 2, 1), (EMPTY,) * 3), ((2, 1, 0), (EMPTY,) * 3))
+    assert left.phys_to_logical.tolist() == [[0, 2, 1, *[EMPTY] * 3], [2, 1, 0, *[EMPTY] * 3]]
+    assert left.replica_count.tolist() == [[1, 1, 1], [1, 1, 1]]
+    # Layer 1 has expert 1 on x alone.
+    assert placement.without(frozenset({"x"})) is None
+    assert placement.without(frozenset({"x", "y"})) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(experts=st.integers(1, 12), instances=st.integers(1, 6), extra=st.integers(0, 6), data=st.data())
+def test_without_is_there_exactly_when_the_others_cover_every_expert(
+    experts: int, instances: int, extra: int, data: st.DataObject
+) -> None:
+    placement = static_placement(
+        num_layers=2,
+        num_experts=experts,
+        instances=names(instances),
+        slots_per_instance=-(-experts // instances) + extra,
+    )
+    lost = frozenset(data.draw(st.sets(st.sampled_from(names(instances)))))
+    left = placement.without(lost)
+    assert (left is not None) == placement.covered_by(frozenset(names(instances)) - lost)
+    if left is not None:
+        for name in names(instances):
+            assert left.replicas(name) == (((),) * 2 if name in lost else placement.replicas(name))
+        kept = np.isin(
+            np.arange(left.phys_to_logical.shape[1]) // left.slots_per_instance,
+            [index for index, name in enumerate(names(instances)) if name not in lost],
+        )
+        assert (left.phys_to_logical[:, kept] == placement.phys_to_logical[:, kept]).all()
+        assert (left.phys_to_logical[:, ~kept] == EMPTY).all()
+
+
 def test_first_replicas_sit_in_the_lowest_slots() -> None:
     placement = Placement.from_table(table([[[0, 1, 2], [1, 2, 0]]]))
     assert placement.logical_to_phys[0].tolist() == [[0, 5], [3, 1], [4, 2]]

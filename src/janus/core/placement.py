@@ -7,7 +7,7 @@ the expert with the largest load per replica; replicas are then placed in descen
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -100,6 +100,26 @@ class Placement:
         columns = np.repeat([name in instances for name in self.instances], self.slots_per_instance)
         wanted = np.arange(self.num_experts)
         return all(bool(np.isin(wanted, layer[columns]).all()) for layer in self.phys_to_logical)
+
+    def without(self, instances: frozenset[str]) -> Placement | None:
+        """Return what is left when ``instances`` are not used: the same epoch and physical ids, their slots ``EMPTY``.
+
+        ``None`` when an expert is then nowhere. Unknown names change nothing.
+        """
+        lost = [index for index, name in enumerate(self.instances) if name in instances]
+        if not lost:
+            return self
+        left = self.phys_to_logical.reshape(self.num_layers, self.num_instances, -1).copy()
+        left[:, lost] = EMPTY
+        found = np.zeros((self.num_layers, self.num_experts + 1), dtype=bool)  # the last column takes EMPTY
+        found[np.arange(self.num_layers)[:, None, None], left] = True
+        if not found[:, :-1].all():
+            return None
+        nothing, gone = (EMPTY,) * self.slots_per_instance, frozenset(lost)
+        slots = tuple(
+            tuple(nothing if index in gone else held for index, held in enumerate(layer)) for layer in self.slots
+        )
+        return replace(self, slots=slots)
 
     def to_table(self) -> PlacementTable:
         """Return the wire form."""
