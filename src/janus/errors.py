@@ -4,6 +4,7 @@
     ├── ConfigError            an option, file or environment variable is wrong; names the field and the remedy
     ├── LaunchError            an instance did not start; names it and carries its last log lines
     ├── CheckpointError        a model directory cannot be served; names the file or tensor
+    ├── TraceError             a file of sampled routing is damaged, or of another model than the cluster's
     ├── RequestError           one request cannot be (further) served; carries the HTTP status that the client sees
     │   ├── InvalidRequest     400: the client's mistake, names the parameter
     │   ├── Overloaded         429: admission is full, carries retry_after_s
@@ -47,6 +48,10 @@ class CheckpointError(JanusError):
         self.where = where
         self.problem = problem
         self.remedy = remedy
+
+
+class TraceError(JanusError):
+    """A trace cannot be used; says what is wrong with it, and, of another model's, what differs."""
 
 
 class LaunchError(JanusError):

@@ -20,6 +20,7 @@ from janus.messages.control import Submit, TokenDelta
 from janus.model.attention_model import AttentionModel, StepBatch
 from janus.model.kv_cache import PagedKVCache
 from janus.model.sampler import sample
+from janus.runtime.routing_sampler import RoutingSampler
 from janus.runtime.step_times import StepTimes, Stopwatch, Turns
 
 log = structlog.get_logger()
@@ -61,14 +62,19 @@ class AttentionEngine:
         micro_batches: MicroBatchPolicy,
         recovery_timeout_s: float,
         publish: Callable[[StepNews], None],
+        routing: RoutingSampler | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """``micro_batches`` decides how many steps are in flight at the same time, by what ``clock_ns`` measures."""
+        """``micro_batches`` decides how many steps are in flight at the same time, by what ``clock_ns`` measures.
+
+        ``routing`` is shown what the router chooses; ``None`` samples nothing.
+        """
         self._model = model
         self._kv = kv
         self._batcher = batcher
         self._exchange = exchange
         self._policy = micro_batches
+        self.routing = routing or RoutingSampler(0)
         self._clock_ns = clock_ns
         self._recovery_timeout_s = recovery_timeout_s
         self._publish_news = publish
@@ -231,6 +237,7 @@ class AttentionEngine:
             sample_rows=plan.sample_rows,
             device=model.device,
         )
+        sampled = self.routing.begin(len(plan.token_ids))
         h_TH = model.embed(batch)
         watch.lap("embed_ns")
         yielded_ns = self._clock_ns()
@@ -243,6 +250,9 @@ class AttentionEngine:
                 watch.lap("dense_ns")
                 continue
             weights_TK, ids_TK = (None, None) if exchange.experts_gate else model.route(layer, x_TH)
+            if sampled is not None:
+                # Where the experts gate, a few rows are gated here too: a row's experts do not depend on its company.
+                sampled.add(model.route(layer, sampled.of(x_TH))[1] if ids_TK is None else sampled.of(ids_TK))
             watch.lap("gate_ns")
             receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
             turns.pause(watch.lap("dispatch_ns"))
@@ -258,6 +268,8 @@ class AttentionEngine:
                 yielded_ns = self._clock_ns()
                 turns.resume(yielded_ns)
         logits_RV = model.logits(h_TH, batch)
+        if sampled is not None:
+            self.routing.keep(sampled)
         watch.lap("logits_ns")
         return logits_RV
 
