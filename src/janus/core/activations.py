@@ -8,6 +8,9 @@ trace leaves the weights out: it is for replaying tokens one by one.
 
 from __future__ import annotations
 
+import math
+import random
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,6 +56,7 @@ class ActivationWindow:
         self._size = 0
         #: Tokens ever added.
         self.added = 0
+        self._random = random.Random(0)
         self._activity: Activity | None = None
 
     def __len__(self) -> int:
@@ -64,24 +68,24 @@ class ActivationWindow:
         """Tokens that it holds at most."""
         return len(self._weights)
 
-    def add(self, sample: RoutingSample, *, at_most: int | None = None) -> int:
+    def add(self, sample: RoutingSample, *, share: float = 1.0) -> int:
         """Take a message in; returns the number of its tokens that were.
 
         Args:
             sample: of any instance.
-            at_most: take that many of its tokens, evenly spread; these stand for the others too.
+            share: of its tokens to take, 0 to 1; those that are taken stand for the others too.
 
         Raises:
             ValueError: it is of another model, or contradicts itself; says how. Nothing of it was taken.
         """
         ids = self._checked(sample)
-        taken = sample.tokens if at_most is None else min(at_most, sample.tokens)
-        if not taken:
-            return 0
-        if taken < sample.tokens:
-            ids = ids[:, np.arange(taken) * sample.tokens // taken]
-        self._append(ids, np.full(taken, min(sample.seen / taken, _MAX_WEIGHT)))
-        return taken
+        taken = min(sample.tokens, math.floor(sample.tokens * share + self._random.random())) if share < 1 else None
+        if taken is not None:
+            ids = ids[:, sorted(self._random.sample(range(sample.tokens), taken))]
+        if ids.shape[1]:
+            # By the share, not by how many were taken: a message of which none were must be made up for by others.
+            self._append(ids, np.full(ids.shape[1], min(sample.seen / sample.tokens / min(share, 1), _MAX_WEIGHT)))
+        return int(ids.shape[1])
 
     def add_trace(self, trace: Trace) -> None:
         """Take the tokens of a trace in, the last ones where it has more than fit.

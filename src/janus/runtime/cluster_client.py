@@ -91,6 +91,10 @@ class ClusterClient:
         """Report the replicas of an epoch as loaded (or not)."""
         self._post(message)
 
+    def post(self, message: Message) -> None:
+        """Send ``message`` if the controller is there now; dropped without one."""
+        self._post(message)
+
     async def close(self, reason: str) -> None:
         """Take leave of the controller."""
         if self._task is not None:
