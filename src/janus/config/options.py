@@ -232,6 +232,14 @@ class AttentionOptions(ServiceOptions):
     dispatch_timeout_s: float = option(
         5.0, help="How long experts may take for one layer before they count as lost.", unit="seconds", minimum=0.001
     )
+    routing_sample_rate: int = option(
+        64,
+        help="Tokens whose experts are reported to the controller, which places replicas by them.",
+        unit="tokens/s",
+        default_text="64; 0 = none",
+        minimum=0,
+        maximum=65536,
+    )
     recovery_timeout_s: float = option(
         10.0,
         help="How long requests wait for lost experts to come back before they are refused (503).",
@@ -301,9 +309,23 @@ class ControllerOptions(ServiceOptions):
     activations: str = option(
         "",
         help='JSON file with how often each expert was activated, {"activations": [[count per expert] per MoE layer]}: '
-        "spare slots go to the busiest experts.",
+        "spare slots go to the busiest experts. Counts until as much has been sampled.",
         default_text="none: all alike",
         panel=_COMPUTE,
+    )
+    state_dir: str = option(
+        "",
+        help="Directory in which what the router chose lately is kept, so that a restart begins with it.",
+        default_text="none = kept in memory only",
+        panel=_PROCESS,
+    )
+    activations_max_age_s: float = option(
+        0.0,
+        help="Begin without what an earlier controller kept if it is older than this.",
+        unit="seconds",
+        default_text="0 = however old",
+        minimum=0,
+        panel=_PROCESS,
     )
     heartbeat_s: float = option(
         0.5, help="How often instances report; eight missed reports mark one as failed.", unit="seconds", minimum=0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from janus.errors import ConfigError
 from janus.runtime.health import Health
@@ -79,8 +79,9 @@ def ops_app(
     *,
     status: Callable[[], dict[str, Any]] | None = None,
     refresh: Callable[[], None] | None = None,
+    more: Sequence[BaseRoute] = (),
 ) -> Starlette:
-    """``/live``, ``/ready``, ``/health``, ``/metrics``, and ``/status`` for tools.
+    """``/live``, ``/ready``, ``/health``, ``/metrics``, ``/status`` for tools, and a service's own routes.
 
     ``refresh`` is called before metrics are written, to copy gauges in that are cheaper to read than to keep.
     """
@@ -106,5 +107,6 @@ def ops_app(
             Route("/health", report),
             Route("/metrics", metrics),
             Route("/status", show),
+            *more,
         ]
     )
