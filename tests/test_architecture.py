@@ -30,6 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "exchange": _CORE | {"transport", "model"},
     "runtime": _CORE | {"transport", "model", "text", "exchange"},
     "cluster": _CORE | {"transport", "model", "text", "exchange", "runtime"},
+    "chaos": _BASE | {"cluster"},
 }
 SERVICES = {"janus_gateway", "janus_attention_server", "janus_expert_server", "janus_placement_controller", "janus_cli"}
 #: Third-party module -> the files that may import it.

@@ -61,7 +61,7 @@ def test_make_targets_and_commands_that_documents_name_exist(document: Path) -> 
         set(re.findall(r"`make ([a-z-]+)", text)) | set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)) <= targets
     )
     commands = (ROOT / "services" / "janus_cli" / "__main__.py").read_text()
-    known = set(re.findall(r'add_command\(app, "([a-z]+)"', commands))
+    known = set(re.findall(r'add_(?:command\(app, |typer\(.*name=)"([a-z]+)"', commands))
     assert set(re.findall(r"`janus ([a-z]+)", text)) <= known
 
 

@@ -20,7 +20,8 @@ from itertools import pairwise
 from typing import Any
 
 import uvloop
-from benchmarks.load.stream import Sample, complete
+
+from janus.chaos.stream import Sample, complete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

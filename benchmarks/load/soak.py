@@ -23,9 +23,10 @@ from typing import Any
 import uvloop
 from benchmarks.load.client import LoadSpec, Spread, run_load
 from benchmarks.load.cluster import RunningCluster, running_cluster
-from benchmarks.load.stream import Sample, complete
 from benchmarks.load.watch import Watch, holdings
 from benchmarks.serving.machine import commit, hardware
+
+from janus.chaos.stream import Sample, complete
 
 RESULTS = Path(__file__).parents[1] / "results" / "soak.json"
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import uvloop
-from benchmarks.load.stream import Sample, complete
 from benchmarks.serving.worker import serve
+
+from janus.chaos.stream import Sample, complete
 
 
 async def _load(job: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.load.client import LoadSpec, Spread, run_load
-from benchmarks.load.stream import Sample, complete
 
+from janus.chaos.stream import Sample, complete
 from janus.core.admission import AdmissionConfig
 from janus.errors import RequestError
 from janus.text import Tokenizer

@@ -28,6 +28,9 @@ class Sample:
     pieces_at: list[float] = field(default_factory=list)
     text: str = ""
     tokens: int = 0
+    #: With ``logprobs`` in the request: what each output token reads, and when it arrived.
+    token_texts: list[str] = field(default_factory=list)
+    tokens_at: list[float] = field(default_factory=list)
     ended_at: float = 0.0
 
     @property
@@ -49,22 +52,28 @@ class Sample:
 class _Reader(asyncio.Protocol):
     """Collects (time, bytes) until the connection ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: asyncio.Event | None = None) -> None:
+        self._begun = begun
         self.received: list[tuple[float, bytes]] = []
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
         self.received.append((time.perf_counter(), data))
+        if self._begun is not None and b"data: " in data:
+            self._begun.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
 
 
-async def complete(url: str, body: Mapping[str, Any], *, timeout_s: float, api_key: str = "") -> Sample:
+async def complete(
+    url: str, body: Mapping[str, Any], *, timeout_s: float, api_key: str = "", begun: asyncio.Event | None = None
+) -> Sample:
     """Send one request to ``url`` (the base, ending in ``/v1``) and read its stream to the end.
 
-    Failures are told in the sample, not raised. Cancelled, it closes the connection.
+    ``begun`` is set when the first event is there. Failures are told in the sample, not raised. Cancelled, it closes
+    the connection.
     """
     parts = urlsplit(url)
     payload = json.dumps(dict(body) | {"stream": True, "stream_options": {"include_usage": True}}).encode()
@@ -80,7 +89,9 @@ async def complete(url: str, body: Mapping[str, Any], *, timeout_s: float, api_k
     try:
         async with asyncio.timeout(timeout_s):
             loop = asyncio.get_running_loop()
-            transport, reader = await loop.create_connection(_Reader, parts.hostname or "", parts.port or 80)
+            transport, reader = await loop.create_connection(
+                lambda: _Reader(begun), parts.hostname or "", parts.port or 80
+            )
             sample.sent_at = time.perf_counter()
             transport.write(head.encode() + b"\r\n" + payload)
             await reader.closed
@@ -162,6 +173,9 @@ def _read_events(sample: Sample, chunks: list[tuple[int, bytes]], arrivals: list
             for choice in event["choices"]:
                 sample.text += choice["text"]
                 sample.pieces_at.append(arrivals[position][1])
+                texts = (choice.get("logprobs") or {}).get("tokens", ())
+                sample.token_texts += texts
+                sample.tokens_at += [arrivals[position][1]] * len(texts)
     if not done:
         sample.error = sample.error or "the stream broke off"
     elif not sample.pieces_at:
