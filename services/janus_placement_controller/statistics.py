@@ -47,20 +47,21 @@ class Statistics:
         model: RoutedModel,
         registry: CollectorRegistry,
         *,
-        state_dir: Path | None = None,
+        state_dir: str = "",
         max_age_s: float = 0.0,
         prior: npt.NDArray[np.float64] | None = None,
         tokens: int = DEFAULT_TOKENS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Args:
-        state_dir: where the window is kept; ``None`` forgets it at the end.
+        state_dir: where the window is kept; empty forgets it at the end.
         max_age_s: an older file is not restored; 0 = however old.
         prior: float[L, E], counts that stand in for what has not been sampled yet.
         clock: seconds since 1970.
         """
         self.model = model
-        self._path = state_dir / f"activations-{model.fingerprint[:16]}.safetensors" if state_dir is not None else None
+        file = f"activations-{model.fingerprint[:16]}.safetensors"
+        self._path = Path(state_dir).expanduser() / file if state_dir else None
         self._max_age_s = max_age_s
         self._clock = clock
         self._window = ActivationWindow(model.num_layers, model.num_experts, model.top_k, tokens=tokens, prior=prior)

@@ -158,10 +158,9 @@ class ActivationWindow:
     def _count(self) -> Activity:
         ids, weights = self._ordered()
         counts = counts_of(ids, weights, self.num_experts)
-        if self._prior is not None and self._size < self.capacity:
-            counts += _share(
-                self._prior, self.top_k * (self.capacity - self._size) * (weights.mean() if self._size else 1)
-            )
+        empty = self.capacity - self._size
+        if self._prior is not None and empty:
+            counts += _share(self._prior, self.top_k * empty * (float(weights.mean()) if self._size else 1.0))
         if not self._size:
             return Activity(counts=counts)
         return Activity(counts=counts, coactivation=coactivation_of(ids, weights, self.num_experts), trace=ids)
@@ -189,4 +188,5 @@ def _share(prior: npt.NDArray[np.float64], total: float) -> npt.NDArray[np.float
     """``prior`` scaled so that each layer sums to ``total``; a layer of zeros is even."""
     sums = prior.sum(axis=1, keepdims=True)
     even = np.full_like(prior, 1 / prior.shape[1])
-    return total * np.divide(prior, sums, out=even, where=sums > 0)
+    shares: npt.NDArray[np.float64] = np.divide(prior, sums, out=even, where=sums > 0)
+    return shares * total

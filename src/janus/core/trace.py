@@ -170,8 +170,10 @@ def counts_of(
     """Return float64[L, E]: the summed weights of the tokens that chose each expert."""
     layers, _, top_k = expert_ids.shape
     spread = np.repeat(weights, top_k)
-    counts = [np.bincount(layer.ravel(), spread, num_experts) for layer in expert_ids]
-    return np.stack(counts) if layers else np.zeros((0, num_experts))
+    counts = np.zeros((layers, num_experts))
+    for row, ids in zip(counts, expert_ids, strict=True):
+        row += np.bincount(ids.ravel(), spread, num_experts)
+    return counts
 
 
 def _shape(sizes: tuple[int, int, int]) -> str:
