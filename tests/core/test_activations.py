@@ -1,4 +1,4 @@
-"""The window of sampled routing: it equals a recount from scratch, is bounded, forgets, and refuses what is malformed."""
+"""The window of sampled routing: it equals a recount from scratch, is bounded, forgets, and refuses what is wrong."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_trace_brings_a_window_back(capacity: int, given: list[Message]) -> No
         assert left is right is None
         return
     np.testing.assert_array_equal(left.counts, right.counts)
-    np.testing.assert_array_equal(left.trace, right.trace)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(left.trace, right.trace)
 
 
 def test_an_old_domain_ages_out() -> None:
@@ -192,5 +192,5 @@ def test_a_window_of_no_model_is_refused(sizes: tuple[int, int, int]) -> None:
 
 def test_a_trace_of_another_shape_is_refused() -> None:
     other = ActivationWindow(LAYERS, EXPERTS + 1, TOP_K)
-    with pytest.raises(TraceError, match="3 MoE layers of 8 experts, 2 per token; the cluster's model has .* of 7"):
+    with pytest.raises(TraceError, match=r"3 MoE layers of 8 experts, 2 per token; the cluster's model has .* of 7"):
         window().add_trace(other.trace(fingerprint="f", saved_at=0.0))

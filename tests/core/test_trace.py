@@ -96,7 +96,7 @@ def test_what_is_no_trace_is_refused_by_name(data: bytes, problem: str) -> None:
 def test_a_trace_of_another_model_is_refused_by_name() -> None:
     whole = trace()
     whole.check_model(fingerprint="0123456789abcdef", num_layers=2, num_experts=9, top_k=3)
-    with pytest.raises(TraceError, match="2 MoE layers of 9 experts, 3 per token; .* 4 MoE layers of 9 experts"):
+    with pytest.raises(TraceError, match=r"2 MoE layers of 9 experts, 3 per token; .* 4 MoE layers of 9 experts"):
         whole.check_model(fingerprint="0123456789abcdef", num_layers=4, num_experts=9, top_k=3)
     with pytest.raises(TraceError, match="another model with the same shape"):
         whole.check_model(fingerprint="another", num_layers=2, num_experts=9, top_k=3)

@@ -171,8 +171,8 @@ def counts_of(
     layers, _, top_k = expert_ids.shape
     spread = np.repeat(weights, top_k)
     counts = np.zeros((layers, num_experts))
-    for row, ids in zip(counts, expert_ids, strict=True):
-        row += np.bincount(ids.ravel(), spread, num_experts)
+    for layer, ids in enumerate(expert_ids):
+        counts[layer] = np.bincount(ids.ravel(), spread, num_experts)
     return counts
 
 
