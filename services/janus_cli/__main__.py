@@ -10,7 +10,17 @@ import typer
 import janus
 from janus.config import UpOptions
 from janus.config.cli import add_command, run_app
-from janus_cli.options import ChatOptions, DemoOptions, DoctorOptions, DownOptions, StatusOptions, VersionOptions
+from janus_cli.options import (
+    ChatOptions,
+    DemoOptions,
+    DoctorOptions,
+    DownOptions,
+    DrainOptions,
+    RestartOptions,
+    ScaleOptions,
+    StatusOptions,
+    VersionOptions,
+)
 
 
 def _up(options: UpOptions, config: Path | None) -> int:
@@ -31,6 +41,24 @@ def _down(options: DownOptions, _: Path | None) -> None:
     stop_cluster(options.name, timeout_s=options.timeout_s)
 
 
+def _scale(options: ScaleOptions, _: Path | None) -> int:
+    from janus_cli.operate import scale
+
+    return scale(options)
+
+
+def _drain(options: DrainOptions, _: Path | None) -> int:
+    from janus_cli.operate import drain
+
+    return drain(options)
+
+
+def _restart(options: RestartOptions, _: Path | None) -> int:
+    from janus_cli.operate import restart
+
+    return restart(options)
+
+
 def _chat(options: ChatOptions, _: Path | None) -> int:
     from janus_cli.chat import chat
 
@@ -49,6 +77,25 @@ def _demo(options: DemoOptions, _: Path | None) -> int:
     return demo(options)
 
 
+def _chaos() -> typer.Typer:
+    from janus_cli import chaos
+
+    app = typer.Typer(name="chaos", help="Break a cluster on purpose, under load.", no_args_is_help=True)
+    add_command(app, "run", chaos.ChaosRunOptions, lambda options, _: chaos.run(options))
+    add_command(app, "list", chaos.ChaosListOptions, lambda _options, _: chaos.show_list())
+    return app
+
+
+def _trace() -> typer.Typer:
+    from janus_cli import trace
+
+    app = typer.Typer(name="trace", help="What the router chose: export, import, show.", no_args_is_help=True)
+    add_command(app, "export", trace.TraceExportOptions, lambda options, _: trace.export(options))
+    add_command(app, "import", trace.TraceImportOptions, lambda options, _: trace.import_(options))
+    add_command(app, "show", trace.TraceShowOptions, lambda options, _: trace.show(options))
+    return app
+
+
 def _version(_options: VersionOptions, _: Path | None) -> None:
     typer.echo(f"janus {janus.__version__}")
 
@@ -64,10 +111,15 @@ def build_app() -> typer.Typer:
     )
     add_command(app, "up", UpOptions, _up)
     add_command(app, "status", StatusOptions, _status)
+    add_command(app, "scale", ScaleOptions, _scale)
+    add_command(app, "drain", DrainOptions, _drain)
+    add_command(app, "restart", RestartOptions, _restart)
     add_command(app, "down", DownOptions, _down)
     add_command(app, "chat", ChatOptions, _chat)
     add_command(app, "doctor", DoctorOptions, _doctor)
     add_command(app, "demo", DemoOptions, _demo)
+    app.add_typer(_chaos(), name="chaos")
+    app.add_typer(_trace(), name="trace")
     add_command(app, "version", VersionOptions, _version)
     return app
 

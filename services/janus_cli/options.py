@@ -40,6 +40,47 @@ class DownOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleOptions:
+    """Add instances to a running cluster, or take some away; returns when the cluster has the numbers asked for.
+
+    N is the number wanted, +N and -N change the present one. Those that leave finish what they have.
+    """
+
+    experts: str = option("", help="Expert instances.", unit="N|+N|-N", default_text="as they are")
+    attention: str = option("", help="Attention instances.", unit="N|+N|-N", default_text="as they are")
+    gateways: str = option("", help="Gateways.", unit="N|+N|-N", default_text="as they are")
+    name: str = option("default", help=_NAME)
+
+    def body(self) -> dict[str, str]:
+        """What is asked for."""
+        wanted = {"experts": self.experts, "attention": self.attention, "gateways": self.gateways}
+        return {field: text for field, text in wanted.items() if text}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainOptions:
+    """Let one instance finish what it has, hand its experts on and leave; janus restart starts it again."""
+
+    instance: str = option(help="Its name, as in janus status.", positional=True)
+    name: str = option("default", help=_NAME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartOptions:
+    """Replace instances by new processes, one after the other, while the cluster serves.
+
+    Each drains first. The only instance of its role gets a second one beside it for the time.
+    """
+
+    instances: tuple[str, ...] = option(
+        (), help="Names, as in janus status.", default_text="with --rolling: all", positional=True
+    )
+    rolling: bool = option(False, help="Restart every instance in turn.")
+    in_place: bool = option(False, help="Add no second instance; where there is only one, requests wait.")
+    name: str = option("default", help=_NAME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How tokens are chosen; request fields of the same names."""
 

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import janus
 from janus.errors import Overloaded, RequestError, Unavailable
@@ -73,6 +74,11 @@ class Gateway:
         self._encoder = PromptEncoder(model, default_max_tokens=config.default_max_tokens)
         #: Requests between their first byte and their admission.
         self._arriving = 0
+        #: Set while no request is between its first byte and its admission.
+        self.quiet = asyncio.Event()
+        self.quiet.set()
+        #: Draining, with others to accept new connections: each connection that is there may send one more request.
+        self.last_requests = False
         self._limits = Limits(
             model_names=(model.name, *model.aliases),
             vocab_size=model.vocab_size,
@@ -91,12 +97,15 @@ class Gateway:
             # Before the body is read: under overload the cheapest answer is the earliest.
             self._check_admission()
             self._arriving += 1
+            self.quiet.clear()
             try:
                 body = await read_body(request, max_bytes=self.config.max_body_bytes, timeout_s=_BODY_TIMEOUT_S)
                 spec = endpoint.parse(body, self._limits)
                 prepared = await self._encoder.prepare(spec, id_prefix=endpoint.id_prefix)
             finally:
                 self._arriving -= 1
+                if not self._arriving:
+                    self.quiet.set()
             generation = self.backend.start(prepared.submits, arrived_at=arrived_at)
         except RequestError as error:
             self.metrics.refused(error.status, error.code)
@@ -142,7 +151,7 @@ class Gateway:
             raise errors.Unauthorized("The API key is missing or wrong; send Authorization: Bearer KEY")
 
     def _check_admission(self) -> None:
-        if self.health.state == "draining":
+        if self.health.state == "draining" and not self.last_requests:
             raise Unavailable("This gateway is draining and takes no new requests", code="draining", retry_after_s=1)
         self.backend.check()
         if self._arriving >= self.config.max_sequences:
@@ -166,7 +175,26 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_models(app, gateway)
     _add_operations(app, gateway)
     openapi.install(app, model_names=(gateway.model.name, *gateway.model.aliases))
+    app.add_middleware(LastRequests, gateway=gateway)
     return app
+
+
+class LastRequests:
+    """Tells clients of a draining gateway to open a new connection for what comes next; another one will accept it."""
+
+    def __init__(self, app: ASGIApp, *, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass through; where the gateway drains, with ``Connection: close``."""
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._gateway.last_requests:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, closing)
 
 
 def _add_generation(app: FastAPI, gateway: Gateway) -> None:

@@ -16,6 +16,7 @@ from janus.runtime.cluster_client import ClusterClient
 from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.peers import PeerSet
 from janus.runtime.service import ServiceContext
+from janus.runtime.sockets import handed_down
 from janus_gateway.app import AppConfig, Gateway, create_app
 from janus_gateway.attention_pool import AttentionPool
 from janus_gateway.metrics import GatewayMetrics
@@ -25,6 +26,11 @@ log = structlog.get_logger()
 
 #: How long clients have to read the error that ends their stream when the drain limit is over.
 _LAST_WORDS_S = 0.5
+#: A socket that was handed down has connections waiting, or others to accept them: this one takes none before it can
+#: serve. After this long it does in any case, to answer 503 with the reason.
+_ACCEPT_AFTER_S = 3.0
+#: How long a gateway that no longer accepts waits for requests on the connections that it has accepted already.
+_LAME_DUCK_S = 1.0
 
 
 async def serve(context: ServiceContext, options: GatewayOptions) -> None:
@@ -74,12 +80,15 @@ class GatewayService:
             ),
         )
         self._http_port = self._ops_port = 0
+        self._ready = asyncio.Event()
 
     async def run(self) -> None:
         """Start everything, wait for the end, stop everything."""
         context, common, options = self._context, self._context.common, self._options
         app = create_app(self._gateway)
-        servers = [HttpServer(app, host=options.http_host, port=options.http_port, field="--http-port")]
+        listener = handed_down(options.http_fd)
+        public = HttpServer(app, host=options.http_host, port=options.http_port, field="--http-port", listener=listener)
+        servers = [public]
         if common.ops_port >= 0:
             # The same answers as on the public port, for those who keep that one behind a proxy.
             ops = ops_app(context.health, self._metrics.registry, refresh=self._metrics.refresh)
@@ -87,26 +96,52 @@ class GatewayService:
         self._http_port, self._ops_port = servers[0].port, servers[-1].port
         try:
             for server in servers:
-                await server.start()
+                if server is not public or listener is None:
+                    await server.start()
             context.announce(port=self._http_port, ops_port=self._ops_port, http_port=self._http_port)
             garbage.settle()
             self._update_health()
             self._client.start()
+            if listener is not None:
+                await self._first(self._ready, context.stop, timeout_s=_ACCEPT_AFTER_S)
+                await public.start()
             await context.stop.wait()
-            await self._drain()
+            await self._drain(shared=None if listener is None else public)
         finally:
             await asyncio.gather(*(server.close() for server in servers))
             await self._peers.close("shutting down")
             await self._client.close("shutting down")
 
-    async def _drain(self) -> None:
-        """Take nothing new (``/health`` says so), and give what is in flight its time."""
+    @staticmethod
+    async def _first(*events: asyncio.Event, timeout_s: float) -> None:
+        """Return when one of ``events`` is set, or after ``timeout_s``."""
+        waits = [asyncio.create_task(event.wait(), name="wait-for-event") for event in events]
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _drain(self, *, shared: HttpServer | None) -> None:
+        """Take nothing new (``/health`` says so), and give what is in flight its time.
+
+        Where the socket is ``shared``, new connections are others' to accept, and whoever is connected here already is
+        served, once more: nobody notices. Where it is not, refusing by name beats closing the door.
+        """
         self._context.health.set("draining", "shutting down")
-        self._admission.drain()
+        if shared is None:
+            self._admission.drain()
+        else:
+            self._gateway.last_requests = True
+            shared.stop_accepting()
         self._client.leave("shutting down")
         limit_s = self._options.common.drain_timeout_s
         try:
             async with asyncio.timeout(limit_s):
+                if shared is not None:
+                    await asyncio.sleep(_LAME_DUCK_S)
+                    await self._gateway.quiet.wait()
                 await self._pool.wait_idle()
         except TimeoutError:
             log.warning("drain_cut_short", sequences=self._pool.in_flight, limit_s=limit_s)
@@ -115,6 +150,8 @@ class GatewayService:
 
     def _update_health(self) -> None:
         problems = self._pool.problems()
+        if not problems:
+            self._ready.set()
         if self._context.health.set("joining" if problems else "ready", "; ".join(problems)):
             log.info("health_changed", **self._context.health.report())
             self._client.report_now()

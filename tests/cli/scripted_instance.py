@@ -28,7 +28,9 @@ def main() -> None:
         port = int(options.get("--port", "1234"))
         line = {"event": "listening", "port": port, "ops_port": 5678}
         if name.startswith("gateway"):
-            line["http_port"] = serve_ready(int(options["--http-port"]))
+            line["http_port"] = int(options["--http-port"])
+            if "SCRIPTED_UNREADY" not in os.environ:
+                line["ops_port"] = serve_ready(0)
         print("a stray line on stdout", flush=True)
         print(json.dumps(line), flush=True)
     if name.startswith("stubborn"):

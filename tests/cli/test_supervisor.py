@@ -141,9 +141,11 @@ async def test_stop_goes_from_the_clients_inwards(supervise: Supervise) -> None:
         assert order == ["gateway", "attention", "attention", "expert", "expert", "controller"]
 
 
-async def test_a_cluster_that_does_not_become_ready_says_what_it_waits_for(supervise: Supervise) -> None:
-    async with supervise(up_options(start_timeout_s=1.0, host="127.0.0.2")) as (supervisor, _):
-        # The scripted gateway listens on 127.0.0.1 only, so this one never answers.
+async def test_a_cluster_that_does_not_become_ready_says_what_it_waits_for(
+    supervise: Supervise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRIPTED_UNREADY", "1")
+    async with supervise(up_options(start_timeout_s=1.0)) as (supervisor, _):
         with pytest.raises(LaunchError, match=r"cluster test: not ready after 1 s: the controller does not answer"):
             await supervisor.start()
 

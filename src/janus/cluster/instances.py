@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,20 @@ class InstanceSpec:
     name: str
     threads: int
     arguments: dict[str, Any]
+    #: Descriptors that it inherits.
+    fds: tuple[int, ...] = ()
+
+    def sibling(self, name: str) -> InstanceSpec:
+        """An instance just like this one, by another name."""
+        return replace(self, name=name)
+
+    def having(self, **arguments: Any) -> InstanceSpec:
+        """This one with further arguments, or other values for those it has."""
+        return replace(self, arguments={**self.arguments, **arguments})
+
+    def listening_on(self, fd: int) -> InstanceSpec:
+        """This gateway with a listening socket handed down to it."""
+        return replace(self.having(http_fd=fd), fds=(fd,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +90,12 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
                 "model": model,
                 "expect_attention": options.attention,
                 "expect_experts": experts,
-                "expect_gateways": 1,
+                "expect_gateways": options.gateways,
                 "slots_per_instance": options.slots_per_instance,
                 "activations": str(Path(options.activations).resolve()) if options.activations else "",
             },
         ),
-        ("gateway", 1, 1, {"model": model, "http_host": options.host, "http_port": options.port}),
+        ("gateway", options.gateways, 1, {"model": model, "http_host": options.host, "http_port": options.port}),
         (
             "attention",
             options.attention,

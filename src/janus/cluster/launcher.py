@@ -22,6 +22,9 @@ class Launcher(Protocol):
     async def stop(self, name: str, *, timeout_s: float) -> None:
         """Ask the instance to drain and leave, and end it by force after ``timeout_s``; returns when it is gone."""
 
+    def kill(self, name: str) -> None:
+        """End the instance at once, by force; ``watch`` reports it as it does any other death."""
+
     async def watch(self) -> Exited:
         """Return the next instance that ended without ``stop``."""
 

@@ -108,6 +108,12 @@ class LocalLauncher:
             _signal(child, signal.SIGKILL)
             await asyncio.shield(child.keeper)
 
+    def kill(self, name: str) -> None:
+        """See ``Launcher.kill``."""
+        child = self._children.get(name)
+        if child is not None:
+            _signal(child, signal.SIGKILL)
+
     async def watch(self) -> Exited:
         """See ``Launcher.watch``."""
         return await self._exits.get()
@@ -131,6 +137,7 @@ class LocalLauncher:
                 stderr=PIPE if self._echo else sink,
                 env=child_environment(spec.role, spec.threads, secret=self._secret, base=self._environ),
                 start_new_session=True,
+                pass_fds=spec.fds,
                 limit=_MAX_LINE_BYTES,
             )
             announced = asyncio.get_running_loop().create_future()

@@ -1,7 +1,8 @@
 """What ``janus up`` leaves on disk while it runs, so that ``status``, ``down`` and ``chat`` find the cluster.
 
-One directory per cluster name, readable by its user alone: ``state.json``, ``secret``, ``lock`` and the logs. The lock
-is held for as long as ``janus up`` runs, so a state file left behind by a crash is never taken for a live cluster.
+One directory per cluster name, readable by its user alone: ``state.json``, ``secret``, ``control.sock``, ``lock`` and
+the logs. The lock is held for as long as ``janus up`` runs, so a state file left behind by a crash is never taken for a
+live cluster.
 """
 
 from __future__ import annotations
@@ -69,22 +70,38 @@ class RunDirectory:
                 f"run janus down --name {self.name}, or choose another --name",
             ) from error
         self._lock = lock
-        for stale in (*self.path.glob("*.log"), self.path / "state.json"):
+        for stale in (*self.path.glob("*.log"), self.path / "state.json", self.control_socket):
             stale.unlink(missing_ok=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for file in ("state.json", "secret"):
+        for file in ("state.json", "secret", self.control_socket.name):
             (self.path / file).unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def control_socket(self) -> Path:
+        """Where ``janus up`` takes operations, see ``janus.cluster.control``."""
+        return self.path / "control.sock"
+
     def write_secret(self, secret: str) -> Path:
         """Store the cluster secret, for the user's own tools; returns the file's path."""
         return self._write("secret", secret.encode() + b"\n")
+
+    def secret(self) -> str:
+        """Return what ``write_secret`` stored.
+
+        Raises:
+            ConfigError: no cluster of this name runs.
+        """
+        try:
+            return (self.path / "secret").read_text().strip()
+        except OSError as error:
+            raise self._not_running() from error
 
     def write(self, state: ClusterState) -> None:
         """Replace the state file in one step."""

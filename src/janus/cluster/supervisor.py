@@ -1,42 +1,35 @@
-"""Starts a whole cluster, keeps it running, and stops it in order."""
+"""Starts a whole cluster, keeps it running, changes it on demand, and stops it in order."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
+from janus.cluster.controller_tool import ControllerTool
+from janus.cluster.fleet import CONTROLLER, Fleet
 from janus.cluster.groups import one_error
-from janus.cluster.instances import STOP_ORDER, Exited, InstanceSpec, Started
+from janus.cluster.hung import HungWatch
+from janus.cluster.instances import InstanceSpec
+from janus.cluster.jobs import Jobs
 from janus.cluster.launcher import Launcher
-from janus.cluster.local import describe_status, port_arguments, tail
+from janus.cluster.local import describe_status, tail
+from janus.cluster.operations import Operations
+from janus.cluster.sizes import Sizes
 from janus.cluster.state import ClusterState, InstanceState, RunDirectory
 from janus.cluster.status import fetch_status, what_is_missing
 from janus.config import UpOptions
 from janus.errors import LaunchError
-from janus.messages.control import Role
 
-#: Seconds between two looks at the gateway's /ready, and how often progress is told.
+#: Seconds between two looks at the gateways' /ready, and how often progress is told.
 _POLL_S = 0.1
-#: Beyond the drain limit, before an instance is ended by force; longer than the instances' own grace.
-_STOP_GRACE_S = 7.0
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-#: An instance that ran this long is healthy: its next restart is immediate again.
-_HEALTHY_AFTER_S = 30.0
-
-
-@dataclass(slots=True)
-class _Life:
-    """What is known of one instance over its restarts."""
-
-    spec: InstanceSpec
-    started: Started
-    since: float
-    failures: int = 0
+#: Seconds between two looks at who hangs.
+_HUNG_POLL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -52,19 +45,54 @@ class Supervisor:
     directory: RunDirectory
     secret_file: Path
     tell: Callable[[str], None]
-    _lives: dict[str, _Life] = field(default_factory=dict)
-    _names: list[tuple[Role, str]] = field(default_factory=list)
+    #: The HTTP endpoint's socket, which gateways inherit; ``None``: each opens its own.
+    listener: socket.socket | None = None
+    fleet: Fleet = field(init=False)
+    jobs: Jobs = field(init=False)
+    operations: Operations = field(init=False)
+    _hung: HungWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.jobs = Jobs(self.tell)
+        self.fleet = Fleet(
+            launcher=self.launcher,
+            start_timeout_s=options.start_timeout_s,
+            drain_timeout_s=options.drain_timeout_s,
+            tell=self.jobs.tell,
+            changed=self._write_state,
+        )
+        controller = ControllerTool(
+            find=lambda: self.fleet.controller,
+            transport=options.transport,
+            secret=self.secret_file.read_text().strip(),
+        )
+        self.operations = Operations(
+            fleet=self.fleet,
+            controller=controller,
+            sizes=Sizes(
+                gateways=options.gateways,
+                attention=options.attention,
+                experts=0 if options.monolithic else options.experts,
+            ),
+            tell=self.jobs.tell,
+            ready_timeout_s=options.start_timeout_s,
+        )
+        self._hung = HungWatch(options.hung_after_s)
 
     @property
     def url(self) -> str:
         """Base URL of the OpenAI-compatible endpoint, as seen from this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
-        return f"http://{host}:{self._lives['gateway-0'].started.http_port}"
+        if self.listener is not None:
+            return f"http://{host}:{self.listener.getsockname()[1]}"
+        ports = [each.http_port for each in self.fleet.running() if each.role == "gateway"]
+        return f"http://{host}:{ports[0] if ports else self.options.port}"
 
     @property
     def controller_ops(self) -> str:
         """Base URL of the controller's operations endpoint."""
-        return f"http://127.0.0.1:{self._lives['controller-0'].started.ops_port}"
+        return f"http://127.0.0.1:{self.fleet.controller.ops_port}"
 
     async def start(self) -> None:
         """Start every instance and return once requests will be served.
@@ -74,42 +102,46 @@ class Supervisor:
         """
         deadline = asyncio.get_running_loop().time() + self.options.start_timeout_s
         controller, *others = self.specs
-        await self._start(controller)
+        await self.fleet.start(controller)
         with one_error():
             async with asyncio.TaskGroup() as group:
                 for spec in others:
-                    group.create_task(self._start(self._joined(spec)), name=f"start[{spec.name}]")
-        self._write_state()
+                    group.create_task(self.fleet.start(spec), name=f"start[{spec.name}]")
         with one_error():
             await self._watch_until_ready(deadline)
 
     async def keep(self) -> None:
-        """Run until cancelled; instances that end are told by name, and restarted when the options say so."""
+        """Run until cancelled: take operations, restart instances that end or hang when the options say so."""
+        # The HTTP stack takes a second to load, and the instances are what the user waits for.
+        from janus.cluster.control import ControlApi
+        from janus.runtime.http import HttpServer
+        from janus.runtime.sockets import open_unix
+
         async with asyncio.TaskGroup() as group:
-            while True:
-                exited = await self.launcher.watch()
-                if self.options.restart == "never":
-                    self.tell(f"{exited.name} ended with {describe_status(exited.status)}; not restarted")
-                else:
-                    group.create_task(self._restart(exited), name=f"restart[{exited.name}]")
+            api = ControlApi(operations=self.operations, fleet=self.fleet, jobs=self.jobs, group=group)
+            server = HttpServer(api.app(), listener=open_unix(self.directory.control_socket))
+            await server.start()
+            try:
+                if self.options.hung_after_s and self.options.restart != "never":
+                    group.create_task(self._watch_hung(), name="watch-hung")
+                while True:
+                    exited = await self.launcher.watch()
+                    if self.options.restart == "never":
+                        self.jobs.tell(f"{exited.name} ended with {describe_status(exited.status)}; not restarted")
+                        self.fleet.lost(exited)
+                    else:
+                        self.fleet.revive(exited, group)
+            finally:
+                await server.close()
 
     async def stop(self) -> None:
         """Stop every instance, role by role, so that none loses a peer that it still needs."""
-        limit = self.options.drain_timeout_s + _STOP_GRACE_S
-        for role in STOP_ORDER:
-            names = [name for known, name in self._names if known == role]
-            async with asyncio.TaskGroup() as group:
-                for name in names:
-                    group.create_task(self.launcher.stop(name, timeout_s=limit), name=f"stop[{name}]")
+        if self.listener is not None:
+            # From here on new connections are refused when the last gateway is gone, and do not wait for nobody.
+            self.listener.close()
+        await self.fleet.stop_all()
 
-    async def _start(self, spec: InstanceSpec) -> None:
-        if (spec.role, spec.name) not in self._names:
-            self._names.append((spec.role, spec.name))
-        started = await self.launcher.start(spec, timeout_s=self.options.start_timeout_s)
-        now = asyncio.get_running_loop().time()
-        failures = self._lives[spec.name].failures if spec.name in self._lives else 0
-        self._lives[spec.name] = _Life(spec, started, now, failures)
-        self.tell(f"{spec.name} listens on port {started.port} (pid {started.pid})")
+    # -- start ---------------------------------------------------------------------------------------------------
 
     async def _watch_until_ready(self, deadline: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -117,16 +149,11 @@ class Supervisor:
             await self._until_ready(deadline)
             watcher.cancel()
 
-    def _joined(self, spec: InstanceSpec) -> InstanceSpec:
-        """``spec`` with the controller's address in its arguments."""
-        address = f"127.0.0.1:{self._lives['controller-0'].started.port}"
-        return replace(spec, arguments={**spec.arguments, "controller": address})
-
     async def _until_ready(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
         missing = told = "not asked yet"
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-            while not await _is_ready(client, self.url):
+            while not await self._gateways_ready(client):
                 missing = await self._missing()
                 if missing != told:
                     self.tell(f"waiting: {missing}")
@@ -136,6 +163,13 @@ class Supervisor:
                     raise LaunchError(f"cluster {self.options.name}", problem, log=str(self.directory.path))
                 await asyncio.sleep(_POLL_S)
 
+    async def _gateways_ready(self, client: httpx.AsyncClient) -> bool:
+        """Whether each serves; asked one by one, where they share the endpoint's socket."""
+        for each in self.fleet.running():
+            if each.role == "gateway" and not await _is_ready(client, f"http://127.0.0.1:{each.ops_port}"):
+                return False
+        return True
+
     async def _missing(self) -> str:
         try:
             return what_is_missing(await fetch_status(self.controller_ops))
@@ -144,33 +178,37 @@ class Supervisor:
 
     async def _fail_on_exit(self) -> None:
         exited = await self.launcher.watch()
-        log = self._lives[exited.name].started.log
+        started = self.fleet.started(exited.name)
+        assert started is not None, "only what has started is watched"
         problem = f"ended with {describe_status(exited.status)} during the start"
-        raise LaunchError(exited.name, problem, log=str(log), log_tail=tail(log))
+        raise LaunchError(exited.name, problem, log=str(started.log), log_tail=tail(started.log))
 
-    async def _restart(self, exited: Exited) -> None:
-        life = self._lives[exited.name]
+    # -- keep ----------------------------------------------------------------------------------------------------
+
+    async def _watch_hung(self) -> None:
+        """End what the controller has given up, and the controller when it answers nothing; it is restarted then."""
         loop = asyncio.get_running_loop()
-        if loop.time() - life.since > _HEALTHY_AFTER_S:
-            life.failures = 0
-        spec = replace(life.spec, arguments={**life.spec.arguments, **port_arguments(exited.role, life.started)})
-        reason = f"ended with {describe_status(exited.status)}"
         while True:
-            delay = 0.0 if life.failures == 0 else _BACKOFF_S[min(life.failures, len(_BACKOFF_S)) - 1]
-            self.tell(f"{exited.name} {reason}; restarted" + (f" in {delay:g} s" if delay else ""))
-            await asyncio.sleep(delay)
-            life.failures += 1
-            try:
-                await self._start(spec)
-            except LaunchError as error:
-                reason = error.problem
-                await self.launcher.stop(spec.name, timeout_s=0)
+            await asyncio.sleep(_HUNG_POLL_S)
+            controller = self.fleet.started(CONTROLLER)
+            if controller is None:
                 continue
-            self._write_state()
-            return
+            try:
+                report = await fetch_status(self.controller_ops)
+            except httpx.TimeoutException:
+                hung = [controller] if self._hung.silent(controller, now=loop.time()) else []
+            except (httpx.HTTPError, ValueError):
+                continue  # it starts, or ends: others see to that
+            else:
+                hung = self._hung.hung(report, self.fleet.running(), now=loop.time())
+            for each in hung:
+                why = "answers nothing" if each.role == "controller" else "was given up by the controller"
+                self.jobs.tell(f"{each.name} hangs: it {why}, and its process {each.pid} lives; it is ended by force")
+                self.launcher.kill(each.name)
 
     def _write_state(self) -> None:
-        controller = self._lives["controller-0"].started
+        running = self.fleet.running()
+        controller = self.fleet.controller
         self.directory.write(
             ClusterState(
                 name=self.options.name,
@@ -183,14 +221,14 @@ class Supervisor:
                 served_model_name=self.options.model.resolve().name,
                 instances=[
                     InstanceState(
-                        role=life.started.role,
-                        name=life.started.name,
-                        pid=life.started.pid,
-                        port=life.started.port,
-                        ops_port=life.started.ops_port,
-                        log=str(life.started.log),
+                        role=started.role,
+                        name=started.name,
+                        pid=started.pid,
+                        port=started.port,
+                        ops_port=started.ops_port,
+                        log=str(started.log),
                     )
-                    for life in self._lives.values()
+                    for started in running
                 ],
             )
         )

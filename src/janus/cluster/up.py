@@ -7,8 +7,9 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from janus.cluster.supervisor import Supervisor
 from janus.config import UpOptions
 from janus.config.sources import load_config
 from janus.errors import ConfigError
+from janus.runtime.sockets import BACKLOG, open_tcp
 
 #: Called once the cluster serves, with the supervisor; the cluster stops when it returns.
 Session = Callable[[Supervisor], Awaitable[None]]
@@ -43,14 +45,24 @@ async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str
         raise ConfigError("--port", f"{options.port} {port.detail}", port.remedy)
     tables = load_config(config) if config else {}
     secret = secrets.token_urlsafe(32)
-    specs = plan_instances(options, cores=usable_cores(), fixed=fixed_options(os.environ, tables))
+    fixed = fixed_options(os.environ, tables)
+    specs = plan_instances(options, cores=usable_cores(), fixed=fixed)
     shared = {
         "transport": options.transport,
         "drain_timeout": options.drain_timeout_s,
         "log_level": options.log_level,
         "log_format": options.log_format,
     }
-    with RunDirectory(options.name) as directory, _stop_signals() as (stop, force):
+    with (
+        RunDirectory(options.name) as directory,
+        _endpoint(options, fixed["gateway"]) as listener,
+        _stop_signals() as (stop, force),
+    ):
+        if listener is not None:
+            specs = [spec.listening_on(listener.fileno()) if spec.role == "gateway" else spec for spec in specs]
+        if "state_dir" not in fixed["controller"]:
+            kept = str(directory.path)
+            specs = [spec.having(state_dir=kept) if spec.role == "controller" else spec for spec in specs]
         secret_file = directory.write_secret(secret)
         async with LocalLauncher(
             log_dir=directory.path,
@@ -60,13 +72,27 @@ async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str
             config=config,
             echo=_echo if options.verbose else None,
         ) as launcher:
-            supervisor = Supervisor(options, specs, launcher, directory, secret_file, tell)
+            supervisor = Supervisor(options, specs, launcher, directory, secret_file, tell, listener)
             try:
                 await _until(stop, _serve(supervisor, session))
             finally:
                 tell("stopping; press Ctrl-C again to end everything at once" if sys.stderr.isatty() else "stopping")
                 if not await _until(force, supervisor.stop()):
                     tell("forced: every instance is ended at once")
+
+
+@contextlib.contextmanager
+def _endpoint(options: UpOptions, fixed: Collection[str]) -> Iterator[socket.socket | None]:
+    """Yield the HTTP endpoint's socket, listening: connections wait in it while a gateway is replaced.
+
+    ``None`` where the environment or the configuration file says where gateways listen; then each opens its own.
+    """
+    if {"http_host", "http_port", "http_fd"} & set(fixed):
+        yield None
+        return
+    with open_tcp(options.host, options.port, "--port") as listener:
+        listener.listen(BACKLOG)
+        yield listener
 
 
 async def _serve(supervisor: Supervisor, session: Session) -> None:

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -100,6 +101,12 @@ _CONFIG_HELP = (
 
 
 def _parameter(item: OptionField) -> inspect.Parameter:
+    if item.info.positional:
+        several = typing.get_origin(item.annotation) is tuple
+        argument = typer.Argument(metavar=item.metavar, help=help_text(item), show_default=False)
+        kind: Any = list[str] | None if several else str | None
+        annotation = Annotated[kind, argument]
+        return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
     flags = f"{item.flag}/--no-{item.flag[2:]}" if item.is_bool else item.flag
     return _keyword(
         item.name,

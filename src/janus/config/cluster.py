@@ -39,6 +39,9 @@ class UpOptions:
     experts: int = option(
         2, help="Expert instances (n); not used with --monolithic.", unit="instances", minimum=1, maximum=1024
     )
+    gateways: int = option(
+        1, help="Gateways; they share the HTTP endpoint's socket.", unit="instances", minimum=1, maximum=64
+    )
     port: int = option(
         8000, help="Port of the HTTP endpoint.", unit="port", default_text="8000; 0 = any", minimum=0, maximum=65535
     )
@@ -92,6 +95,15 @@ class UpOptions:
     name: str = option("default", help="Name of the cluster, for status, down and chat.", panel=_OPS)
     restart: Literal["on-failure", "never"] = option(
         "on-failure", help="What to do about an instance that died while the cluster serves.", panel=_OPS
+    )
+    hung_after_s: float = option(
+        5.0,
+        help="An instance that the controller has given up, and whose process lives, is ended and restarted after "
+        "this long; not with --restart never.",
+        unit="seconds",
+        default_text="5; 0 = never",
+        minimum=0,
+        panel=_OPS,
     )
     start_timeout_s: float = option(
         120.0, help="How long the cluster may take to become ready.", unit="seconds", minimum=1, panel=_OPS

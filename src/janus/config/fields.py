@@ -36,6 +36,8 @@ class OptionInfo:
     #: How the default reads, where the value itself says too little ("0").
     default_text: str = ""
     panel: str = "Options"
+    #: Given by its place on the command line, not by a flag; any number of them where the type is a tuple.
+    positional: bool = False
 
 
 def option(
@@ -48,6 +50,7 @@ def option(
     secret: bool = False,
     default_text: str = "",
     panel: str = "Options",
+    positional: bool = False,
     factory: Any = dataclasses.MISSING,
 ) -> Any:
     """Return a dataclass field for one option. Without ``default`` and ``factory`` the option is required."""
@@ -59,6 +62,7 @@ def option(
         secret=secret,
         default_text=default_text,
         panel=panel,
+        positional=positional,
     )
     metadata = {_METADATA_KEY: info}
     if factory is not dataclasses.MISSING:
@@ -87,7 +91,9 @@ class OptionField:
 
     @property
     def flag(self) -> str:
-        """The name on the command line: ``--drain-timeout``; ``--secret-file`` for a secret."""
+        """The name on the command line: ``--drain-timeout``; ``--secret-file`` for a secret; ``INSTANCE`` by place."""
+        if self.info.positional:
+            return self.metavar
         return "--" + self.key.replace("_", "-") + ("-file" if self.info.secret else "")
 
     @property
@@ -102,6 +108,8 @@ class OptionField:
             return "|".join(choices)
         if self.info.secret or self.annotation is Path:
             return "PATH"
+        if self.info.positional:
+            return self.name.removesuffix("s").upper()
         if self.info.unit:
             return self.info.unit.upper()
         return {int: "INTEGER", float: "NUMBER"}.get(self.annotation, "TEXT")
@@ -177,6 +185,8 @@ def parse(item: OptionField, raw: Any) -> Any:
             return float(raw)
         except (TypeError, ValueError):
             raise ValueError(f"{raw!r} is not a number") from None
+    if typing.get_origin(item.annotation) is tuple:
+        return tuple(str(each) for each in raw)
     if not isinstance(raw, str):
         raise ValueError(f"{raw!r} is not text")
     return Path(raw).expanduser() if item.annotation is Path else raw

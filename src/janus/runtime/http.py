@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from janus.errors import ConfigError
 from janus.runtime.health import Health
+from janus.runtime.sockets import BACKLOG, open_tcp
 
 
 class _Server(uvicorn.Server):
@@ -28,12 +28,21 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """One ASGI application on one port, started and stopped by its owner."""
+    """One ASGI application on one listening socket, started and stopped by its owner."""
 
-    def __init__(self, app: Any, *, host: str, port: int, field: str) -> None:
-        """``field`` is the option that a user would change when the port is taken."""
-        self._socket = _bind(host, port, field)
-        self.port: int = self._socket.getsockname()[1]
+    def __init__(
+        self, app: Any, *, host: str = "", port: int = 0, field: str = "", listener: socket.socket | None = None
+    ) -> None:
+        """Serve at ``host``:``port``, or on ``listener``, which then belongs to this server.
+
+        ``field`` is the option that a user would change when the port is taken.
+
+        Raises:
+            ConfigError: the port cannot be bound.
+        """
+        self._socket = open_tcp(host, port, field) if listener is None else listener
+        #: 0 for a Unix socket.
+        self.port: int = 0 if self._socket.family == socket.AF_UNIX else self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -41,7 +50,7 @@ class HttpServer:
             lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=2,
-            backlog=2048,
+            backlog=BACKLOG,
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
@@ -50,6 +59,15 @@ class HttpServer:
         """Serve from now on."""
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name=f"http[{self.port}]")
 
+    def stop_accepting(self) -> None:
+        """Take no new connections; those that are there are served on. Other processes may accept from the socket.
+
+        The socket is closed here and not shut down, so a process that shares it is not disturbed.
+        """
+        for server in getattr(self._server, "servers", ()):  # there once it has started
+            server.close()
+        self._socket.close()
+
     async def close(self) -> None:
         """Stop taking connections, give open ones a moment, then close them."""
         self._server.should_exit = True
@@ -57,20 +75,6 @@ class HttpServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self._socket.close()
-
-
-def _bind(host: str, port: int, field: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            field, f"cannot listen on {host}:{port} ({error.strerror})", "choose another port, or 0 for any free one"
-        ) from error
-    return listener
 
 
 def ops_app(
