@@ -31,11 +31,26 @@ class CopyBank(ExpertBank):
         self.device = device
         self.slot_expert = [[-1] * slots for _ in range(num_moe_layers)]
 
-    def load(self, checkpoint: Checkpoint, moe_layer: int, slot: int, expert: int) -> None:
+    def read(self, checkpoint: Checkpoint, moe_layer: int, slot: int, expert: int) -> None:
+        pass
+
+    def hold(self, moe_layer: int, slot: int, expert: int) -> None:
         self.slot_expert[moe_layer][slot] = expert
 
-    def unload(self, moe_layer: int, slot: int) -> None:
+    def release(self, moe_layer: int, slot: int) -> None:
         self.slot_expert[moe_layer][slot] = -1
+
+    def discard(self, moe_layer: int, slot: int) -> None:
+        pass
+
+    def grow(self, slots: int) -> None:
+        for experts in self.slot_expert:
+            experts.extend([-1] * (slots - self.slots))
+        self.slots = slots
+
+    @property
+    def expert_nbytes(self) -> int:
+        return 0
 
     @property
     def takes_addresses(self) -> bool:

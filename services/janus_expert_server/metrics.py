@@ -19,9 +19,13 @@ _HELP = {
     "reply_ns": "Time packing and posting answers",
     "rejected": "Dispatches rejected",
     "relayed": "Dispatches for the whole node that this instance shared with the others there",
+    "replica_bytes": "Memory of the replicas that are held, in bytes",
+    "loaded_from_disk": "Bytes of replicas read from the checkpoint",
+    "loaded_from_peers": "Bytes of replicas fetched from other expert instances",
+    "sent_to_peers": "Bytes of replicas sent to other expert instances",
     "forwarded": "Frames forwarded to other instances of the node, by reference where memory is shared",
 }
-_GAUGES = ("waiting", "loaded_epoch")
+_GAUGES = ("waiting", "loaded_epoch", "replica_bytes")
 
 
 class EngineCollector(Collector):

@@ -12,8 +12,10 @@ from janus.config.options import ExpertOptions
 from janus.messages.control import ClusterView, Heartbeat, LoadPlacement, PlacementLoaded, Register
 from janus.model.checkpoint import Checkpoint
 from janus.runtime import garbage
+from janus.runtime.device import chosen_device, torch_dtype
 from janus.runtime.model_server import ModelServer
 from janus.runtime.service import ServiceContext
+from janus_expert_server.capacity import replica_capacity
 from janus_expert_server.metrics import EngineCollector
 from janus_expert_server.stepping import Stepping
 
@@ -43,6 +45,9 @@ class ExpertServer(ModelServer):
             options=options, checkpoint=checkpoint, identity=identity, on_listening=self.listening
         )
         self._loads: set[asyncio.Task[None]] = set()
+        self._released = asyncio.Event()
+        dtype, device = torch_dtype(options.dtype), chosen_device(options.device)
+        self._capacity = replica_capacity(checkpoint.config, dtype, device)
         self.registry.register(EngineCollector(self._report))
 
     @property
@@ -62,6 +67,8 @@ class ExpertServer(ModelServer):
             port=self.port,
             pid=self.process.pid,
             slots=self._options.slots,
+            capacity=self._capacity,
+            speed=self._options.speed,
             loaded_epoch=self._report().get("loaded_epoch", 0),
             ops_port=self.ops_port,
         )
@@ -80,6 +87,23 @@ class ExpertServer(ModelServer):
 
     def on_view(self, view: ClusterView) -> None:
         self.step_loop.call(self._stepping.on_view, view)
+        if is_released(view, self.common.name):
+            self._released.set()
+        else:
+            self._released.clear()
+
+    async def released(self) -> None:
+        """Serve on until no attention instance plans with this one, nobody can take over, or nobody would say so."""
+        waits = {
+            asyncio.create_task(self._released.wait(), name="wait-for-release"),
+            asyncio.create_task(self.client.wait_lost(), name="wait-for-controller-loss"),
+        }
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     def on_load_placement(self, message: LoadPlacement) -> None:
         load = asyncio.create_task(self._load(message), name=f"load[epoch {message.table.epoch}]")
@@ -99,7 +123,9 @@ class ExpertServer(ModelServer):
                 epoch=message.table.epoch, replicas=0, bytes_read=0, seconds=seconds, error=problem
             )
         if result.error:
-            self.context.health.set("joining", f"epoch {result.epoch}: {result.error}")
+            # What an earlier epoch says is still served: degraded, not gone.
+            serves = self._report().get("loaded_epoch", 0) > 0
+            self.context.health.set("ready" if serves else "joining", f"epoch {result.epoch}: {result.error}")
         else:
             garbage.settle()
             self.context.health.set("ready")
@@ -116,3 +142,13 @@ class ExpertServer(ModelServer):
 
     def status(self) -> dict[str, Any]:
         return {**self.context.health.report(), "times": self._report()}
+
+
+def is_released(view: ClusterView, instance: str) -> bool:
+    """Return whether no dispatch for ``instance`` can come any more, or waiting for that would be in vain."""
+    others = any(
+        m.role == "expert" and m.instance != instance and m.state in ("joining", "ready") for m in view.members
+    )
+    if not others or view.placement is None:
+        return True
+    return instance not in view.placement.instances and view.oldest_epoch >= view.placement.epoch

@@ -188,8 +188,11 @@ class PlacementLoaded(_Message, frozen=True, tag="placement_loaded"):
 
     epoch: int
     replicas: int
+    #: From the checkpoint.
     bytes_read: int
     seconds: float
+    #: From other expert instances.
+    bytes_from_peers: int = 0
     error: str = ""
 
 
@@ -311,6 +314,28 @@ class ExchangeWay(_Message, frozen=True, tag="exchange_way"):
     way: Literal["direct", "aggregated", "two-phase"]
 
 
+# -- replicas: expert instance <-> expert instance ------------------------------------------------------------------
+
+
+class FetchReplica(_Message, frozen=True, tag="fetch_replica"):
+    """Send me a piece of an expert that you hold. Answered by a frame of kind REPLICA, or by ``ReplicaRefused``."""
+
+    moe_layer: int
+    expert: int
+    #: The piece, in bytes of the expert as it lies in the memory of both.
+    offset: int
+    nbytes: int
+    #: ``ExpertBank.layout`` of the asking instance.
+    layout: str
+
+
+class ReplicaRefused(_Message, frozen=True, tag="replica_refused"):
+    """Instead of the piece: read it elsewhere."""
+
+    code: Literal["not_here", "layout", "busy", "bad_request"]
+    problem: str
+
+
 # -- tools ---------------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +416,8 @@ Message: TypeAlias = (
     | Tokens
     | DispatchRejected
     | ExchangeWay
+    | FetchReplica
+    | ReplicaRefused
     | SetExpected
     | StatusRequest
     | StatusReport

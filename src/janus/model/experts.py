@@ -12,6 +12,9 @@ from janus.model.config import ModelConfig
 from janus.model.kernels import load_library
 from janus.model.slot_weights import CpuSlots, TorchSlots
 
+#: In ``slot_expert``: no expert.
+EMPTY = -1
+
 
 class ExpertBank:
     """``slots`` places per MoE layer, each holding one expert or nothing.
@@ -35,7 +38,7 @@ class ExpertBank:
         self.slots = slots
         self.dtype = dtype
         self.device = torch.device(device)
-        self.slot_expert = [[-1] * slots for _ in range(num_moe_layers)]
+        self.slot_expert = [[EMPTY] * slots for _ in range(num_moe_layers)]
         library = load_library() if kernels and CpuSlots.supports(config, dtype, self.device) else None
         self._layers: list[CpuSlots] | list[TorchSlots]
         if library is None:
@@ -50,14 +53,70 @@ class ExpertBank:
             CheckpointError: its tensors cannot be read; the slot is then empty.
         """
         self.unload(moe_layer, slot)
+        self.read(checkpoint, moe_layer, slot, expert)
+        self.hold(moe_layer, slot, expert)
+
+    # -- loading while others compute: a free slot is filled, in any thread, and then held -------------------------
+
+    def read(self, checkpoint: Checkpoint, moe_layer: int, slot: int, expert: int) -> None:
+        """Fill the free ``slot`` from ``checkpoint``; the slot stays empty until ``hold``.
+
+        Raises:
+            CheckpointError: the expert's tensors cannot be read.
+        """
         gate_up, down = checkpoint.read_expert(self.config.moe_layers[moe_layer], expert, self.dtype)
-        self._layers[moe_layer].store(slot, gate_up, down)
+        self._layers[moe_layer].fill(slot, gate_up, down)
+
+    def room(self, moe_layer: int, slot: int) -> torch.Tensor:
+        """Return the memory of the free ``slot``: uint8[expert_nbytes] on the bank's device, to be filled."""
+        return self._layers[moe_layer].room(slot)
+
+    def hold(self, moe_layer: int, slot: int, expert: int) -> None:
+        """Use ``expert``, which was filled into ``slot``, from now on. Only where no ``forward`` runs on the layer."""
+        self._layers[moe_layer].hold(slot)
         self.slot_expert[moe_layer][slot] = expert
 
     def unload(self, moe_layer: int, slot: int) -> None:
-        """Empty ``slot``; nothing happens if it is."""
-        self.slot_expert[moe_layer][slot] = -1
-        self._layers[moe_layer].clear(slot)
+        """Empty ``slot`` and give its memory back; nothing happens if it is empty."""
+        self.release(moe_layer, slot)
+        self.discard(moe_layer, slot)
+
+    def release(self, moe_layer: int, slot: int) -> None:
+        """Empty ``slot``. Only where no ``forward`` runs on the layer."""
+        self.slot_expert[moe_layer][slot] = EMPTY
+        self._layers[moe_layer].release(slot)
+
+    def discard(self, moe_layer: int, slot: int) -> None:
+        """Give the memory of the free ``slot`` back, in any thread: large experts take a while."""
+        self._layers[moe_layer].discard(slot)
+
+    def grow(self, slots: int) -> None:
+        """Have ``slots`` slots per MoE layer, which are more than so far; what is held stays where it is."""
+        for layer in self._layers:
+            layer.grow(slots)
+        for experts in self.slot_expert:
+            experts.extend([EMPTY] * (slots - self.slots))
+        self.slots = slots
+
+    def weights(self, moe_layer: int, expert: int) -> torch.Tensor | None:
+        """Return the bytes of ``expert``, uint8[expert_nbytes] in ``layout``; ``None`` if it is not held."""
+        experts = self.slot_expert[moe_layer]
+        return self._layers[moe_layer].weights(experts.index(expert)) if expert in experts else None
+
+    @property
+    def layout(self) -> str:
+        """How an expert lies in its bytes: two banks with the same layout may copy experts from each other."""
+        return self._layers[0].layout
+
+    @property
+    def expert_nbytes(self) -> int:
+        """Bytes of one expert."""
+        return self._layers[0].nbytes
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes of all experts that are held."""
+        return self.expert_nbytes * sum(self.slots - experts.count(EMPTY) for experts in self.slot_expert)
 
     @staticmethod
     def activated(slots_NK: torch.Tensor) -> int:

@@ -7,6 +7,7 @@ huge pages only where an administrator says so.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 
 import torch
@@ -22,6 +23,18 @@ def huge_bytes(count: int) -> torch.Tensor:
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % _HUGE_PAGE
     return whole[start : start + count]
+
+
+def discard(memory: torch.Tensor) -> None:
+    """Give the whole pages within ``memory``, bytes of ``huge_bytes``, back to the system; they read as zeros again."""
+    start = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    nbytes = (memory.data_ptr() + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if nbytes > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), mmap.MADV_DONTNEED)
+
+
+#: By address: ``mmap.madvise`` would need the mapping, and a tensor does not tell which one it lies in.
+_madvise = ctypes.CDLL(None).madvise
 
 
 class Arena:

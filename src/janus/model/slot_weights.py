@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -10,41 +11,79 @@ import torch.nn.functional as F
 
 from janus.model.config import ModelConfig
 from janus.model.kernels.library import DTYPES, Library
-from janus.model.memory import huge_bytes
+from janus.model.memory import discard, huge_bytes
 
 
 class TorchSlots:
-    """Portable: a loop over the activated experts. Also the oracle of the kernels."""
+    """Portable: a loop over the activated experts. Also the oracle of the kernels. An empty slot takes no memory."""
 
     def __init__(self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        hidden, width = config.hidden_size, config.moe_intermediate_size
-        self._gate_up = torch.zeros(slots, 2 * width, hidden, dtype=dtype, device=device)
-        self._down = torch.zeros(slots, hidden, width, dtype=dtype, device=device)
-        self._held = [False] * slots
+        self._hidden, self._width = config.hidden_size, config.moe_intermediate_size
+        self._dtype, self._device = dtype, device
+        self.nbytes = 3 * self._hidden * self._width * dtype.itemsize
+        self.layout = f"rows {dtype} {self._hidden}x{self._width}"
+        #: Per slot uint8[nbytes]: gate_up [2 * I, H], then down [H, I]; ``None`` where nothing was filled in.
+        self._memory: list[torch.Tensor | None] = [None] * slots
+        #: The same as matrices, of the slots that are held.
+        self._held: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * slots
 
-    def store(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None:
-        """Fill ``slot`` with gate_up [2 * I, H] and down [H, I]."""
-        self._gate_up[slot].copy_(gate_up)
-        self._down[slot].copy_(down)
-        self._held[slot] = True
+    def grow(self, slots: int) -> None:
+        """Have ``slots`` slots, which are more than so far."""
+        more: list[None] = [None] * (slots - len(self._held))
+        self._memory += more
+        self._held += more
 
-    def clear(self, slot: int) -> None:
+    def room(self, slot: int) -> torch.Tensor:
+        """Return the memory of ``slot``, uint8[nbytes], to fill it."""
+        memory = self._memory[slot]
+        if memory is None:
+            memory = self._memory[slot] = torch.empty(self.nbytes, dtype=torch.uint8, device=self._device)
+        return memory
+
+    def fill(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None:
+        """Write gate_up [2 * I, H] and down [H, I] into ``slot``; it is not used before ``hold``."""
+        # The memory may have been made in inference mode, which is each thread's own.
+        with torch.inference_mode():
+            for part, weights in zip(self._matrices(self.room(slot)), (gate_up, down), strict=True):
+                part.copy_(weights)
+
+    def hold(self, slot: int) -> None:
+        """Use what was filled into ``slot`` from now on."""
+        self._held[slot] = self._matrices(self.room(slot))
+
+    def weights(self, slot: int) -> torch.Tensor:
+        """Return the bytes of a slot that is held."""
+        return self.room(slot)
+
+    def release(self, slot: int) -> None:
         """Empty ``slot``."""
-        self._held[slot] = False
+        self._held[slot] = None
+
+    def discard(self, slot: int) -> None:
+        """Give the memory of an empty ``slot`` back, on a GPU to torch's pool."""
+        self._memory[slot] = None
+
+    def _matrices(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = memory.view(self._dtype)
+        split = 2 * self._width * self._hidden
+        return weights[:split].view(2 * self._width, self._hidden), weights[split:].view(self._hidden, self._width)
 
     def forward(
         self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor, out: torch.Tensor
     ) -> int | None:
         """Write the weighted sums to ``out``. Returns a slot that is not held, if one is asked for."""
         activated = [slot for slot in torch.unique(slots_NK).tolist() if slot >= 0]
-        missing = [slot for slot in activated if slot >= len(self._held) or not self._held[slot]]
+        missing = [slot for slot in activated if slot >= len(self._held) or self._held[slot] is None]
         if missing:
             return int(missing[0])
         total = torch.zeros(x_NH.shape, dtype=torch.float32, device=x_NH.device)
         for slot in activated:
+            held = self._held[slot]
+            assert held is not None  # none is missing
+            gate_up, down = held
             rows, column = torch.where(slots_NK == slot)
-            gate, up = F.linear(x_NH[rows], self._gate_up[slot]).chunk(2, dim=-1)
-            y = F.linear(F.silu(gate) * up, self._down[slot]).float()
+            gate, up = F.linear(x_NH[rows], gate_up).chunk(2, dim=-1)
+            y = F.linear(F.silu(gate) * up, down).float()
             total.index_add_(0, rows, y * weights_NK[rows, column, None])
         out.copy_(total)
         return None
@@ -57,27 +96,53 @@ class CpuSlots:
         self._library = library
         self._hidden, self._width = config.hidden_size, config.moe_intermediate_size
         self._dtype = DTYPES[dtype]
+        self._slots = 0
+        self.nbytes: int = library.expert_bytes(self._dtype, self._hidden, self._width)
+        self.layout = f"{library.name} {dtype} {self._hidden}x{self._width}"
+        self._stride = -(-self.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        #: First slot and memory. One mapping for all slots that come at once, so that huge pages span experts; pages of
+        #: a slot that was never filled are never touched.
+        self._chunks: list[tuple[int, torch.Tensor]] = []
+        self._addresses = (ctypes.c_void_p * 0)()
+        self.grow(slots)
+
+    def grow(self, slots: int) -> None:
+        """Have ``slots`` slots, which are more than so far; those that there are stay where they are."""
+        self._chunks.append((self._slots, huge_bytes((slots - self._slots) * self._stride)))
+        self._addresses = (ctypes.c_void_p * slots)(*self._addresses)
         self._slots = slots
-        self._bytes = library.expert_bytes(self._dtype, self._hidden, self._width)
-        # One mapping for all slots, so that huge pages span experts; pages of a slot never filled are never touched.
-        self._stride = -(-self._bytes // 4096) * 4096
-        self._memory = huge_bytes(slots * self._stride)
-        self._addresses = (ctypes.c_void_p * slots)()
 
     @staticmethod
     def supports(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether the kernels can run these experts: bf16 rows are read in pairs, so they must be of even length."""
         return device.type == "cpu" and dtype in DTYPES and (config.hidden_size % 2 == 0 or dtype == torch.float32)
 
-    def store(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None:
-        """Fill ``slot`` with gate_up [2 * I, H] and down [H, I], both contiguous."""
-        address = self._memory.data_ptr() + slot * self._stride
-        self._library.pack_expert(self._dtype, self._hidden, self._width, gate_up.data_ptr(), down.data_ptr(), address)
-        self._addresses[slot] = address
+    def room(self, slot: int) -> torch.Tensor:
+        """Return the memory of ``slot``, uint8[nbytes] in the kernels' layout, to fill it."""
+        first, memory = next(chunk for chunk in reversed(self._chunks) if chunk[0] <= slot)
+        start = (slot - first) * self._stride
+        return memory[start : start + self.nbytes]
 
-    def clear(self, slot: int) -> None:
+    def fill(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None:
+        """Write gate_up [2 * I, H] and down [H, I], both contiguous, into ``slot``; it is not used before ``hold``."""
+        address = self.room(slot).data_ptr()
+        self._library.pack_expert(self._dtype, self._hidden, self._width, gate_up.data_ptr(), down.data_ptr(), address)
+
+    def hold(self, slot: int) -> None:
+        """Use what was filled into ``slot`` from now on."""
+        self._addresses[slot] = self.room(slot).data_ptr()
+
+    def weights(self, slot: int) -> torch.Tensor:
+        """Return the bytes of a slot that is held."""
+        return self.room(slot)
+
+    def release(self, slot: int) -> None:
         """Empty ``slot``."""
         self._addresses[slot] = None
+
+    def discard(self, slot: int) -> None:
+        """Give the memory of an empty ``slot`` back to the system."""
+        discard(self.room(slot).as_strided((self._stride,), (1,)))
 
     def forward(
         self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor, out: torch.Tensor

@@ -74,6 +74,11 @@ class ClusterClient:
         """Whether the controller is linked now."""
         return self._link is not None and not self._link.closed
 
+    async def wait_lost(self) -> None:
+        """Return once no controller is linked, which may be now."""
+        if self._link is not None:
+            await self._link.wait_closed()
+
     def start(self) -> None:
         """Begin to look for the controller."""
         self._task = asyncio.create_task(self._run(), name="cluster-client")

@@ -17,6 +17,18 @@ def torch_dtype(name: DType) -> torch.dtype:
     return _DTYPES[name]
 
 
+def chosen_device(device: Device) -> torch.device:
+    """Return the device that ``device`` means.
+
+    Raises:
+        ConfigError: a GPU is asked for and torch sees none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError("--device", "torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
+
+
 def prepare(device: Device, threads: int) -> torch.device:
     """Ready this process for computing: memory, CPU threads (0 = all cores, or ``OMP_NUM_THREADS``), the device.
 
@@ -26,10 +38,7 @@ def prepare(device: Device, threads: int) -> torch.device:
         ConfigError: a GPU is asked for and torch sees none.
     """
     keep_memory()
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ConfigError("--device", "torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
-    chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
+    chosen = chosen_device(device)
     if chosen.type == "cpu":
         configure_threads(threads or default_threads())
     elif threads:

@@ -10,19 +10,31 @@ from itertools import accumulate
 import structlog
 import torch
 
+from janus.config.options import LoadSource
 from janus.core.expert_queue import LayerQueues
+from janus.core.load_source import RateLimit
 from janus.errors import DispatchError, InstanceLost, LinkBusy, LinkError, ReplicaMissing
 from janus.exchange.layout import check_dispatch, check_ungated, dtype_code, matrix
 from janus.exchange.packing import packing_for
 from janus.messages import Message
-from janus.messages.control import DispatchRejected, PlacementLoaded, PlacementTable
+from janus.messages.control import (
+    ClusterView,
+    DispatchRejected,
+    FetchReplica,
+    PlacementLoaded,
+    PlacementTable,
+    ReplicaRefused,
+)
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
 from janus.model.gate import Gates
 from janus.runtime.expert_gate import ExpertGate
 from janus.runtime.relay import Relay, RelayJob
+from janus.runtime.replica_fetch import Reach
+from janus.runtime.replica_offers import ReplicaOffers
 from janus.runtime.replica_slots import MakeBank, ReplicaSlots
+from janus.runtime.replica_sources import ReplicaSources
 from janus.runtime.shares import NodeView, Share, node_share, own_share
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
@@ -80,23 +92,30 @@ class ExpertEngine:
         siblings: dict[str, Link] | None = None,
         gates: Gates | None = None,
         make_bank: MakeBank = ExpertBank,
+        reach: Reach | None = None,
+        load_source: LoadSource = "auto",
+        load_rate: float = 0.0,
     ) -> None:
         """``siblings``: links to the other expert instances of this node that are up, by name; whoever dials keeps
         them here. ``gates``: for dispatches that the experts gate; ``None``: those are rejected. ``make_bank``: see
-        ``ReplicaSlots``.
+        ``ReplicaSlots``. ``reach``: to fetch replicas from others; ``None``: from the checkpoint only. ``load_rate``:
+        bytes per second that are loaded, and as many that are sent to others; 0 for no limit.
         """
         self._instance = instance
         self._config = config
         self._dtype = dtype
         self._code = dtype_code(dtype)
         self._device = device
+        self._sources = ReplicaSources(
+            checkpoint=checkpoint, own=instance, reach=reach, source=load_source, bytes_per_s=load_rate
+        )
         self._replicas = ReplicaSlots(
-            checkpoint=checkpoint,
-            config=config,
-            dtype=dtype,
-            device=device,
-            instance=instance,
-            make_bank=make_bank,
+            config=config, dtype=dtype, device=device, instance=instance, sources=self._sources, make_bank=make_bank
+        )
+        self._offers = ReplicaOffers(
+            bank=lambda: self._replicas.bank,
+            generation=lambda: self._replicas.generation,
+            limit=RateLimit(load_rate),
         )
         self._queues: LayerQueues[_Waiting] = LayerQueues(
             max_dispatches=_MAX_WAITING, max_rows_together=_MAX_ROWS_TOGETHER
@@ -111,6 +130,7 @@ class ExpertEngine:
         )
         self._gate = None if gates is None else ExpertGate(gates, config, dtype, self._replicas, instance)
         self._views: dict[int, NodeView] = {}
+        self._oldest_epoch = 0
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -127,6 +147,10 @@ class ExpertEngine:
             **asdict(self.times),
             "waiting": len(self._queues),
             "loaded_epoch": self.loaded_epoch,
+            "replica_bytes": bank.resident_nbytes if (bank := self._replicas.bank) is not None else 0,
+            "loaded_from_disk": self._sources.bytes_from_disk,
+            "loaded_from_peers": self._sources.bytes_from_peers,
+            "sent_to_peers": self._offers.bytes_sent,
             "relayed": self.relay.relayed,
             "forwarded": self.relay.forwarded,
         }
@@ -135,6 +159,13 @@ class ExpertEngine:
         """Load this instance's slots of ``table``; see ``ReplicaSlots.load``."""
         return await self._replicas.load(table)
 
+    def on_view(self, view: ClusterView) -> None:
+        """Give back what only epochs need that are over; note who has which replicas."""
+        self._replicas.in_force = view.placement
+        if view.oldest_epoch > self._oldest_epoch:
+            self._oldest_epoch = view.oldest_epoch
+            self._replicas.retire(view.oldest_epoch)
+
     # -- LinkHandler ---------------------------------------------------------------------------------------------
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
@@ -142,6 +173,9 @@ class ExpertEngine:
         header = frame.header
         if header.kind is Kind.COMBINE and link.peer.role == "expert":
             self.relay.answered(frame)
+            return
+        if header.kind is Kind.REPLICA and self._sources.fetcher is not None:
+            self._sources.fetcher.arrived(link, frame)
             return
         if header.kind is not Kind.DISPATCH:
             self._reject(link, frame, "bad_frame", f"frame kind {header.kind.name} is not for an expert instance")
@@ -202,9 +236,14 @@ class ExpertEngine:
         return view
 
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
-        """Take a sibling's rejection in; nothing else is said on these links."""
+        """Take a sibling's rejection in, or what expert instances say of replicas."""
+        fetcher = self._sources.fetcher
         if isinstance(message, DispatchRejected):
             self.relay.rejected(request_id, message)
+        elif isinstance(message, FetchReplica):
+            self._offers.ask(link, request_id, message)
+        elif isinstance(message, ReplicaRefused) and fetcher is not None:
+            fetcher.refused(link, request_id, message)
         else:
             log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
 
@@ -212,6 +251,8 @@ class ExpertEngine:
         """Answers to a peer that is gone are dropped when their turn comes; a sibling's share is given up now."""
         log.info("peer_gone", peer=link.peer.instance, problem=str(error))
         name = link.peer.instance
+        if self._sources.fetcher is not None:
+            self._sources.fetcher.lost(link, error)
         if link.peer.role == "expert" and self.relay.siblings.get(name, link) is link:
             self.relay.siblings.pop(name, None)
             self.relay.lost(name, error.problem)
@@ -307,7 +348,7 @@ class ExpertEngine:
             return
         shares = [waiting.share for waiting in group]
         if bank.takes_addresses:
-            frames, times.activated = self._forward(bank, layer, group), times.activated + self._distinct(layer, shares)
+            frames, times.activated = self._forward(bank, layer, group), times.activated + self._distinct(shares)
         else:
             x_NH, slots_NK, weights_NK = Share.joined(shares, self._device)
             y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
@@ -339,9 +380,9 @@ class ExpertEngine:
         )
         return frames
 
-    def _distinct(self, layer: int, shares: list[Share]) -> int:
+    def _distinct(self, shares: list[Share]) -> int:
         """Return how many distinct experts ``shares`` activate together."""
-        return self._replicas.distinct(layer, [(share.slots_address, share.rows * share.top_k) for share in shares])
+        return self._replicas.distinct([(share.slots_address, share.rows * share.top_k) for share in shares])
 
     def _compute_one(self, bank: ExpertBank, layer: int, waiting: _Waiting, started: int) -> None:
         share = waiting.share
@@ -410,5 +451,6 @@ class ExpertEngine:
         return True
 
     def close(self) -> None:
-        """Release what loading holds."""
-        self._replicas.close()
+        """Load and serve no more replicas."""
+        self._offers.close()
+        self._sources.close()

@@ -125,11 +125,22 @@ class ModelServer(ABC):
         """Say goodbye first, so that nobody plans with us any more, then finish what is here."""
         self.context.health.set("draining", "shutting down")
         self.client.leave("shutting down")
-        timeout_s = self.common.drain_timeout_s
+        limit_s = self.common.drain_timeout_s
+        deadline = asyncio.get_running_loop().time() + limit_s
         try:
-            await self.step_loop.run(self.stepping.drain(timeout_s), timeout_s=timeout_s + 1.0)
+            async with asyncio.timeout_at(deadline):
+                await self.released()
         except TimeoutError:
-            log.warning("drain_incomplete", limit_s=timeout_s)
+            log.warning("still_planned_with", limit_s=limit_s, effect="what comes from now on is refused")
+        left_s = max(0.0, deadline - asyncio.get_running_loop().time())
+        try:
+            await self.step_loop.run(self.stepping.drain(left_s), timeout_s=left_s + 1.0)
+        except TimeoutError:
+            log.warning("drain_incomplete", limit_s=limit_s)
+
+    async def released(self) -> None:
+        """Return once nobody counts on this instance any more; it has said that it leaves. Cancelled when late."""
+        return  # unless a subclass knows better
 
     def on_fatal(self, problem: str) -> None:
         """This instance cannot be part of the cluster: end, and say why."""

@@ -12,7 +12,8 @@ import torch
 from janus.core.placement import Placement
 from janus.errors import ReplicaMissing
 from janus.exchange.layout import DispatchLayout, matrix
-from janus.runtime.replica_slots import LazySlots, ReplicaSlots
+from janus.runtime.replica_epochs import LazySlots
+from janus.runtime.replica_slots import ReplicaSlots
 from janus.transport.frame import Flags
 from janus.transport.link import InFrame
 

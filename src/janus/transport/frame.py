@@ -12,11 +12,11 @@ Header (little endian)::
     24      4     target       which way a hand-in is to go on (dispatch), else 0
     28      4     reserved     0
     32      4     epoch        placement epoch (dispatch), else 0
-    36      2     layer        MoE layer, counted over MoE layers only (dispatch, combine), else 0
+    36      2     layer        MoE layer, counted over MoE layers only (dispatch, combine, replica), else 0
     38      1     dtype        index into DTYPES (dispatch, combine), else 0
     39      1     top_k        columns of the slot table (dispatch), else 0
-    40      4     rows         rows of the activation tensor (dispatch, combine), else 0
-    44      4     cols         columns of the activation tensor (dispatch, combine), else 0
+    40      4     rows         rows of the activation tensor (dispatch, combine); the expert (replica)
+    44      4     cols         columns of the activation tensor (dispatch, combine); CRC-32 of the payload (replica)
     48      4     seq          number of this frame on its link, modulo 2**32
     52      4     ack          frames taken by the sender of this frame so far (returns credits), modulo 2**32
     56      4     deadline_ms  how long the sender will wait for the answer, 0 for no answer
@@ -47,6 +47,8 @@ class Kind(enum.IntEnum):
     CONTROL = 1
     DISPATCH = 2
     COMBINE = 3
+    #: A piece of an expert's weights, from one expert instance to another.
+    REPLICA = 4
     CREDIT = 32
     PING = 33
     PONG = 34

@@ -6,6 +6,7 @@ import ctypes
 import os
 from ctypes import c_double, c_int64, c_void_p
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +110,8 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self._dll = ctypes.CDLL(path)
+        #: Names sources, compiler flags and CPU: with the same name, weights are packed alike.
+        self.name = Path(path).stem
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._dll, name)
             function.restype = result

@@ -1,0 +1,127 @@
+"""Filling a slot from whichever source is faster: the checkpoint, or another expert instance that has the expert."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from janus.config.options import LoadSource
+from janus.core.load_source import DISK, RateLimit, SourceChoice
+from janus.errors import CheckpointError, JanusError, LinkError, ReplicaMissing
+from janus.model.checkpoint import Checkpoint
+from janus.model.experts import ExpertBank
+from janus.runtime.replica_fetch import Reach, ReplicaFetcher
+
+log = structlog.get_logger()
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ReplicaSources:
+    """One replica at a time, at no more than the rate. For one loop; reading and packing is done in one thread."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        own: str,
+        reach: Reach | None = None,
+        source: LoadSource = "auto",
+        bytes_per_s: float = 0.0,
+    ) -> None:
+        """``own``: this instance. ``reach``: how others are reached; ``None``: only the checkpoint is read.
+        ``bytes_per_s``: 0 for no limit.
+        """
+        self._checkpoint = checkpoint
+        self._own = own
+        self._choice = SourceChoice(source)
+        self._limit = RateLimit(bytes_per_s)
+        # One thread: what is given back is given back before the same memory is filled again.
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica-loader")
+        self.fetcher = None if reach is None else ReplicaFetcher(reach, self._limit, self._loader)
+        self.bytes_from_peers = 0
+
+    @property
+    def bytes_from_disk(self) -> int:
+        """Bytes read from the checkpoint so far."""
+        return self._checkpoint.bytes_read
+
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Bytes per second of each source, by instance; "" is the checkpoint."""
+        return self._choice.speeds
+
+    def close(self) -> None:
+        """Release the thread."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def fill(
+        self, bank: ExpertBank, moe_layer: int, slot: int, expert: int, *, holders: Iterable[str] = ()
+    ) -> None:
+        """Fill the free ``slot`` of ``bank`` with ``expert``; the caller then has it held.
+
+        Args:
+            bank: where to.
+            moe_layer: which MoE layer.
+            slot: which slot.
+            expert: which expert.
+            holders: instances that may have the expert; this one is left out.
+
+        Raises:
+            CheckpointError: no source has it, the checkpoint included.
+        """
+        fetcher, now = self.fetcher, asyncio.get_running_loop().time
+        peers = [] if fetcher is None else [name for name in holders if name != self._own and fetcher.reach.knows(name)]
+        problem: JanusError | None = None
+        for source in self._choice.order(peers, now()):
+            try:
+                if source == DISK:
+                    await self._read(bank, moe_layer, slot, expert)
+                else:
+                    assert fetcher is not None  # there are peers
+                    seconds = await fetcher.fetch(bank, moe_layer, slot, expert, peer=source)
+                    self._choice.measured(source, bank.expert_nbytes, seconds)
+                    self.bytes_from_peers += bank.expert_nbytes
+            except (CheckpointError, LinkError, ReplicaMissing) as error:
+                self._choice.failed(source, now())
+                log.warning("replica_source_failed", source=source or "checkpoint", problem=str(error))
+                if problem is None or isinstance(error, CheckpointError):
+                    problem = error
+            else:
+                return
+        assert problem is not None
+        raise problem
+
+    async def _read(self, bank: ExpertBank, moe_layer: int, slot: int, expert: int) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = self._limit.take(bank.expert_nbytes, loop.time())
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        started = time.perf_counter()
+        await loop.run_in_executor(self._loader, bank.read, self._checkpoint, moe_layer, slot, expert)
+        self._choice.measured(DISK, bank.expert_nbytes, time.perf_counter() - started)
+
+    def give_back(self, bank: ExpertBank, places: list[tuple[int, int]]) -> None:
+        """Give the memory of free (layer, slot) pairs back, in the loader's thread: it takes a while."""
+        if places:
+            self._loader.submit(_discard, bank, places)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what would keep the loop for too long in the loader's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._loader, lambda: function(*args, **kwargs))
+
+    async def rest(self) -> None:
+        """Nothing more is loaded for now: links that only served loading may go."""
+        if self.fetcher is not None:
+            await self.fetcher.reach.rest()
+
+
+def _discard(bank: ExpertBank, places: list[tuple[int, int]]) -> None:
+    for layer, slot in places:
+        bank.discard(layer, slot)
