@@ -21,6 +21,7 @@ MicroBatches: TypeAlias = Literal["auto", "1", "2", "3", "4"]
 ExchangeName: TypeAlias = Literal["auto", "direct", "aggregated", "two-phase"]
 GateSide: TypeAlias = Literal["attention", "expert"]
 LoadSource: TypeAlias = Literal["auto", "disk", "peer"]
+PlacementName: TypeAlias = Literal["static", "eplb", "activation-aware"]
 SchedulerName: TypeAlias = Literal["aebs", "aebs-greedy", "token-balanced", "random", "static"]
 
 _NET, _LOG, _COMPUTE, _PROCESS = "Network", "Logs", "Model and compute", "Process"
@@ -137,6 +138,14 @@ class GatewayOptions(ServiceOptions):
     http_host: str = option("127.0.0.1", help="Address that the HTTP endpoint listens on.", unit="address")
     http_port: int = option(
         8000, help="Port of the HTTP endpoint.", unit="port", default_text="8000; 0 = any", minimum=0, maximum=65535
+    )
+    http_fd: int = option(
+        -1,
+        help="File descriptor of a listening socket that was handed down, instead of --http-host and --http-port. "
+        "Gateways that share one take turns: connections wait in it while one of them is replaced.",
+        unit="descriptor",
+        default_text="-1 = none, or the socket that systemd passes (LISTEN_FDS)",
+        minimum=-1,
     )
     api_key: str = option(
         "",
@@ -325,6 +334,28 @@ class ControllerOptions(ServiceOptions):
     )
     slots_per_instance: int = option(
         0, help="Slots per expert instance and MoE layer.", unit="slots", default_text="0 = an even share", minimum=0
+    )
+    placement: PlacementName = option(
+        "activation-aware",
+        help="Which experts are replicated, and where. static: evenly; eplb: the same number of tokens everywhere; "
+        "activation-aware: the busiest instance activates as few distinct experts as possible.",
+        panel=_COMPUTE,
+    )
+    rebalance_s: float = option(
+        30.0,
+        help="How often the placement is compared with the best one for what the router chose lately.",
+        unit="seconds",
+        default_text="30; 0 = never",
+        minimum=0,
+        panel=_COMPUTE,
+    )
+    rebalance_gain: float = option(
+        0.05,
+        help="Share by which a_max, the experts that the busiest instance activates, must fall for replicas to be moved.",
+        unit="share",
+        minimum=0,
+        maximum=1,
+        panel=_COMPUTE,
     )
     activations: str = option(
         "",
