@@ -19,7 +19,7 @@ from janus.messages.control import RoutingSample
 #: Seconds between two reports.
 REPORT_EVERY_S = 1.0
 #: Rows that are copied of one step, at most: a long prompt is not worth a longer step.
-_MAX_ROWS = 8
+MAX_ROWS = 8
 
 
 class SampledRows:
@@ -51,9 +51,10 @@ class SampledRows:
 class RoutingSampler:
     """Which tokens of which steps are sampled, and what was until the next report. Bounded; for one thread."""
 
-    def __init__(self, per_report: int, *, seed: int | None = None) -> None:
+    def __init__(self, per_report: int, *, max_rows: int = MAX_ROWS, seed: int | None = None) -> None:
         """``per_report``: tokens that should come together between two calls of ``take``; 0 samples none."""
         self._per_report = per_report
+        self._max_rows = max_rows
         self._random = random.Random(seed)
         self._mean_gap = 1
         #: Tokens until the next one that is sampled.
@@ -109,8 +110,8 @@ class RoutingSampler:
         self._until = self._start = row - tokens + 1
         if self._tokens >= 2 * self._per_report:
             return None
-        if len(rows) > _MAX_ROWS:
-            rows = [rows[i * len(rows) // _MAX_ROWS] for i in range(_MAX_ROWS)]
+        if len(rows) > self._max_rows:
+            rows = [rows[i * len(rows) // self._max_rows] for i in range(self._max_rows)]
         return SampledRows(rows)
 
     def _gap(self) -> int:
