@@ -174,10 +174,11 @@ class Statistics:
 
     async def _save_regularly(self, path: Path, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            await self._save(path)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAVE_EVERY_S):
                     await stop.wait()
-            await self._save(path)
+        await self._save(path)
 
     async def _save(self, path: Path) -> None:
         if self._window.added == self._saved:
