@@ -19,6 +19,8 @@ EXTRA ?= $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA Version: (12|13)\..*
 # How the demo is run; see `janus demo --help`.
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# Such as --only expert-kill --repeat 5; see `python -m benchmarks.chaos --help`.
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 SERVE := $(VENV)/.stamp-$(EXTRA)
@@ -81,6 +83,14 @@ testbed: develop ## several nodes on this machine with a slower network between 
 .PHONY: soak
 soak: develop ## 64 streams for three minutes, then overload; writes benchmarks/results/soak.json (slow)
 	$(BIN)/python -m benchmarks.load.soak
+
+.PHONY: chaos
+chaos: develop ## faults under load, each many times at random moments; writes benchmarks/results/chaos.json (slow)
+	$(BIN)/python -m benchmarks.chaos $(CHAOS_ARGS)
+
+.PHONY: chaos-soak
+chaos-soak: develop ## 200 random joins, leaves, kills and moves under load; writes benchmarks/results/chaos-soak.json (slow)
+	$(BIN)/python -m benchmarks.chaos.soak $(CHAOS_ARGS)
 
 .PHONY: fuzz
 fuzz: develop ## fuzz the HTTP schema and the UCX port (slow)

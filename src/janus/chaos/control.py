@@ -1,27 +1,27 @@
-"""Operations on a running cluster, through the socket in its run directory."""
+"""Operations on a running cluster, through the socket in its run directory, off the loop."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
-from janus.cluster.state import RunDirectory
-from janus.errors import JanusError
-
-#: A drain lets requests finish; a start loads torch.
-_TIMEOUT_S = 120.0
+from janus.cluster.control_client import ControlClient
 
 
 @dataclass(frozen=True, slots=True)
 class SocketControl:
-    """Asks the process that runs ``janus up``."""
+    """Asks the process that runs ``janus up``; each call returns when the operation is over.
 
-    directory: RunDirectory
+    Every call raises what ``ControlClient.ask`` does. A cancelled one lets the operation go on: it is the cluster's.
+    """
+
+    name: str
+    tell: Callable[[str], None]
 
     async def scale(self, *, attention: int | None, experts: int | None) -> None:
-        """Have so many instances from now on; returns when they are there, and the others gone."""
+        """Have so many instances from now on."""
         wanted = {"attention": attention, "experts": experts}
         await self._ask("scale", {name: count for name, count in wanted.items() if count is not None})
 
@@ -30,16 +30,12 @@ class SocketControl:
         await self._ask("drain", {"instance": name})
 
     async def restart(self, name: str) -> None:
-        """Drain one, and start it again."""
-        await self._ask("restart", {"instance": name})
+        """Replace one by a new process of its name."""
+        await self._ask("restart", {"instances": [name]})
 
-    async def _ask(self, what: str, body: dict[str, Any]) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(self.directory.path / "control.sock"))
-        async with httpx.AsyncClient(transport=transport, timeout=_TIMEOUT_S, trust_env=False) as client:
-            try:
-                response = await client.post(f"http://janus/{what}", json=body)
-            except httpx.HTTPError as error:
-                problem = f"{type(error).__name__} {error}".strip()
-                raise JanusError(f"cluster {self.directory.name} does not take {what}: {problem}") from error
-        if response.status_code != 200:
-            raise JanusError(f"cluster {self.directory.name} does not {what}: {response.text[:300]}")
+    async def rolling_restart(self) -> None:
+        """Replace every one in turn."""
+        await self._ask("restart", {"rolling": True})
+
+    async def _ask(self, operation: str, body: dict[str, Any]) -> None:
+        await asyncio.to_thread(ControlClient(self.name).ask, operation, body, self.tell)

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from janus.chaos.figures import percentile
 from janus.chaos.run import RunResult
 from janus.chaos.scenario import Scenario
@@ -17,6 +19,7 @@ _SHOWN = 5
 def summary(runs: Sequence[RunResult]) -> dict[str, Any]:
     """The figures of docs/chaos.md, over all runs; None where no run has one."""
     stalls = [stall for run in runs for stall in run.stalls_s]
+    ttfts = [ttft for run in runs for ttft in run.ttfts_s]
     dips = [run.goodput.dip for run in runs if run.goodput is not None]
     recovered = [run.recovered_s for run in runs]
     return {
@@ -32,6 +35,8 @@ def summary(runs: Sequence[RunResult]) -> dict[str, Any]:
         "stall_p50_ms": _ms(percentile(stalls, 0.5)),
         "stall_p99_ms": _ms(percentile(stalls, 0.99)),
         "stall_max_ms": _ms(max(stalls, default=None)),
+        "ttft_p50_ms": _ms(percentile(ttfts, 0.5)),
+        "ttft_max_ms": _ms(max(ttfts, default=None)),
         "goodput_before": _rounded(_mean([run.goodput.before for run in runs if run.goodput is not None]), 1),
         "goodput_dip": _rounded(_mean(dips), 3),
         "goodput_dip_max": _rounded(max(dips, default=None), 3),
@@ -105,6 +110,11 @@ def _run(run: RunResult) -> dict[str, Any]:
         "tokens_per_100_ms": run.goodput.bins if run.goodput else [],
         "recovered_s": _rounded(run.recovered_s, 2),
         "whole_s": round(run.whole_s, 2),
+        "moves": [msgspec.to_builtins(move) for move in run.moves.moves],
+        "a_max_before": _rounded(run.moves.a_max_before, 3),
+        "a_max_between": _rounded(run.moves.a_max_between, 3),
+        "a_max_after": _rounded(run.moves.a_max_after, 3),
+        "least_replicas": run.moves.least_replicas,
         "told": run.told,
         "wrong": [
             {
@@ -127,7 +137,8 @@ def lines(scenario: Scenario, runs: Sequence[RunResult]) -> list[str]:
         f"{scenario.name}: {s['runs']} runs, {s['requests']} requests, {s['in_flight']} streams in flight at the fault",
         f"  tokens    lost {s['lost']}, repeated {s['repeated']}, changed {s['changed']}",
         f"  clients   {s['client_errors']} errors, {s['refused']} of them of requests sent after the fault",
-        f"  stall     p50 {_text(s['stall_p50_ms'])} ms, p99 {_text(s['stall_p99_ms'])} ms",
+        f"  stall     p50 {_text(s['stall_p50_ms'])} ms, p99 {_text(s['stall_p99_ms'])} ms; first token of requests "
+        f"sent after the fault: p50 {_text(s['ttft_p50_ms'])} ms, at most {_text(s['ttft_max_ms'])} ms",
         f"  goodput   {_text(s['goodput_before'])} tokens/s before, dip {_share(s['goodput_dip'])}, "
         f"back after {_text(s['recovered_s'])} s",
         f"  whole     every instance back after {_text(s['whole_s'])} s",

@@ -12,6 +12,7 @@ from itertools import pairwise
 from janus.chaos.figures import Goodput, goodput, stall_s
 from janus.chaos.judge import Verdict, judge
 from janus.chaos.load import TIMEOUT_S, Request, Running, texts, undisturbed
+from janus.chaos.moves import Moves, moves_after
 from janus.chaos.scenario import Scenario
 from janus.chaos.steps import Control, Done, Network, Steps
 from janus.chaos.target import Look, Target
@@ -45,11 +46,14 @@ class RunResult:
     refused: int
     #: Of every stream in flight at the first step: its longest wait for a token that was over after it.
     stalls_s: list[float]
+    #: Of every request that was sent after the first step and answered: until its first token.
+    ttfts_s: list[float]
     goodput: Goodput | None
     #: Until goodput is back and the controller knows of nothing that clients could notice; None: not under load.
     recovered_s: float | None
     #: Until every instance is there and ready again.
     whole_s: float
+    moves: Moves
     wrong: list[Wrong] = field(default_factory=list)
     #: What the controller said was not as it should be, in the order in which it did.
     told: list[str] = field(default_factory=list)
@@ -110,6 +114,7 @@ class Runner:
         """Give the cluster back the number of instances that it had."""
         if {role: len(self.target.names(role)) for role in sizes} != sizes:
             await self.control.scale(attention=sizes["attention"], experts=sizes["expert"])
+        self.target.away.clear()
 
     def _result(
         self, requests: list[Request], done: list[Done], looks: list[Look], *, start: float, end: float, whole: Look
@@ -139,9 +144,11 @@ class Runner:
             client_errors=sum(not sample.ok for sample in samples),
             refused=sum(not sample.ok and sample.sent_at > fault_at for sample in samples),
             stalls_s=in_flight,
+            ttfts_s=[sample.ttft_s for sample in samples if sample.ok and sample.sent_at > fault_at],
             goodput=pace,
             recovered_s=_recovered_s(pace, looks, fault_at),
             whole_s=_whole_at(looks, whole, fault_at) - fault_at,
+            moves=moves_after([look.placed for look in looks if look.placed], fault_at),
             wrong=wrong,
             told=list(dict.fromkeys(problem for look in looks for problem in look.problems)),
         )

@@ -25,6 +25,7 @@ class Control(Protocol):
     async def scale(self, *, attention: int | None, experts: int | None) -> None: ...
     async def drain(self, name: str) -> None: ...
     async def restart(self, name: str) -> None: ...
+    async def rolling_restart(self) -> None: ...
 
 
 class Network(Protocol):
@@ -79,10 +80,10 @@ class Steps:
             "stop": lambda: self._stop(name, step.lasts),
             "slow": lambda: self._slow(name, step.lasts, step.share),
             "cut": lambda: self._cut(name, step.lasts),
-            "drain": lambda: self.control.drain(name),
+            "drain": lambda: self._drain(name),
             "restart": lambda: self.control.restart(name),
             "scale": lambda: self._scale(step),
-            "rolling-restart": self._rolling_restart,
+            "rolling-restart": self.control.rolling_restart,
             "wait": lambda: asyncio.sleep(step.lasts),
         }
         if step.do == "kill":
@@ -105,6 +106,10 @@ class Steps:
             await self._stop(name, share * _PERIOD_S)
             await asyncio.sleep((1 - share) * _PERIOD_S)
 
+    async def _drain(self, name: str) -> None:
+        self.target.away.add(name)
+        await self.control.drain(name)
+
     async def _cut(self, name: str, seconds: float) -> None:
         if self.network is None:
             raise ConfigError("do", "'cut' needs nodes with links between them", "run it on the testbed: make chaos")
@@ -117,12 +122,6 @@ class Steps:
     async def _scale(self, step: Step) -> None:
         wanted = {role: _number(getattr(step, field), len(self.target.names(role))) for role, field in _SIZES.items()}
         await self.control.scale(attention=wanted["attention"], experts=wanted["expert"])
-
-    async def _rolling_restart(self) -> None:
-        for role in ("expert", "attention", "gateway", "controller"):
-            for name in self.target.names(role):
-                await self.control.restart(name)
-                await self.target.until_whole(timeout_s=60.0)
 
 
 _SIZES = {"attention": "attention", "expert": "experts"}

@@ -12,7 +12,9 @@ from pathlib import Path
 from janus.chaos.control import SocketControl
 from janus.chaos.run import Runner, RunResult
 from janus.chaos.scenario import ClusterNeeds, Scenario
+from janus.chaos.steps import Network
 from janus.chaos.target import Target
+from janus.cluster.groups import one_error
 from janus.cluster.state import RunDirectory
 from janus.cluster.supervisor import Supervisor
 from janus.cluster.up import run_up
@@ -37,19 +39,28 @@ class Plan:
         return random.Random(f"{self.seed}/{scenario.name}/{run}")
 
 
-async def run_scenario(scenario: Scenario, name: str, plan: Plan, tell: Tell) -> list[RunResult]:
-    """Run it on the cluster ``name`` of this machine.
+async def run_scenario(
+    scenario: Scenario,
+    name: str,
+    plan: Plan,
+    tell: Tell,
+    *,
+    on_run: Callable[[RunResult], None] = lambda _: None,
+    network: Network | None = None,
+) -> list[RunResult]:
+    """Run it on the cluster ``name`` of this machine; ``on_run`` gets each run as it is over.
 
     Raises:
         ConfigError: no cluster of that name runs, or it is smaller than the scenario needs.
         JanusError: it does not become whole after a run.
     """
-    directory = RunDirectory(name)
-    runner = Runner(scenario, Target(directory), SocketControl(directory))
+    runner = Runner(scenario, Target(RunDirectory(name)), SocketControl(name, tell), network)
     await runner.prepare()
     results = []
     for index in range(plan.repeat):
-        results.append(await runner.run(plan.draw(scenario, index)))
+        with one_error():
+            results.append(await runner.run(plan.draw(scenario, index)))
+        on_run(results[-1])
         tell(f"{scenario.name} {index + 1}/{plan.repeat}: {told(results[-1])}")
     return results
 

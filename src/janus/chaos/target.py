@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from janus.chaos.moves import Placed, placed
 from janus.chaos.scenario import ROLES, ClusterNeeds
 from janus.cluster.state import ClusterState, InstanceState, RunDirectory
 from janus.cluster.status import fetch_status, problems
@@ -31,6 +32,8 @@ class Look:
     problems: tuple[str, ...]
     #: Whether its gateway takes requests.
     serves: bool
+    #: None while the controller does not answer.
+    placed: Placed | None = None
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class Target:
     directory: RunDirectory
     #: Processes that stand still, so that they go on when the suite is interrupted.
     stopped: set[int] = field(default_factory=set)
+    #: Instances that were drained: that they are not there is as it should be.
+    away: set[str] = field(default_factory=set)
 
     def state(self) -> ClusterState:
         """The state file, as it is now. Raises ConfigError when the cluster does not run."""
@@ -52,7 +57,8 @@ class Target:
 
     def names(self, role: str) -> list[str]:
         """The instances of a role."""
-        return sorted(instance.name for instance in self.state().instances if instance.role == role)
+        found = (instance.name for instance in self.state().instances if instance.role == role)
+        return sorted(name for name in found if name not in self.away)
 
     def choose(self, target: str, draw: random.Random) -> str:
         """The instance of that name, or one of that role.
@@ -60,16 +66,16 @@ class Target:
         Raises:
             ConfigError: there is none.
         """
-        names = self.names(target) if target in ROLES else [i.name for i in self.state().instances if i.name == target]
+        running = [name for role in ROLES for name in self.names(role)]
+        names = self.names(target) if target in ROLES else [name for name in running if name == target]
         if not names:
-            known = ", ".join(sorted(instance.name for instance in self.state().instances))
-            raise ConfigError("target", f"{target!r} is no role and no instance", f"running are {known}")
+            raise ConfigError("target", f"{target!r} is no role and no instance", f"running are {', '.join(running)}")
         return draw.choice(names)
 
     def instance(self, name: str) -> InstanceState:
         """Raises JanusError when there is no such instance (any more)."""
         for instance in self.state().instances:
-            if instance.name == name:
+            if instance.name == name and name not in self.away:
                 return instance
         raise JanusError(f"{name} is not running")
 
@@ -106,13 +112,16 @@ class Target:
                 serves = (await client.get(f"{state.url}/ready")).status_code == 200
             except httpx.HTTPError:
                 serves = False
+        known = None
         try:
             report = await fetch_status(state.controller_ops, timeout_s=_STATUS_TIMEOUT_S)
+            known = placed(report, time.perf_counter())
             # The controller learns of a loss by the link or by silence; until then the process table knows better.
             found = [*dict.fromkeys([*problems(report), *report.degraded, *_gone(state)])]
         except (httpx.HTTPError, ValueError) as error:
             found = [f"the controller does not answer ({type(error).__name__})"]
-        return Look(at=time.perf_counter(), problems=tuple(found), serves=serves)
+        found = [problem for problem in found if not any(name in problem for name in self.away)]
+        return Look(at=time.perf_counter(), problems=tuple(found), serves=serves, placed=known)
 
     async def watch(self, seen: Callable[[Look], None]) -> None:
         """Look again and again until cancelled."""

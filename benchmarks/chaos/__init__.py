@@ -1,0 +1,1 @@
+"""The chaos suite's recorded runs; see docs/chaos.md."""
