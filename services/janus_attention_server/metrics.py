@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from janus.core.batcher import BatcherStats
 from janus.core.exchange_cost import LinkCost
 from janus.core.exchange_routes import MODES
+from janus.exchange.times import RESENT
 from janus.runtime.attention_engine import StepNews
 from janus.runtime.step_times import StepTimes
 
@@ -59,8 +60,20 @@ class AttentionMetrics:
                 ("schedule_ns", "janus_schedule_seconds", "Time spent choosing replicas"),
                 ("judged", "janus_schedules_judged", "Choices of replicas that were compared with the best possible"),
                 ("proven", "janus_schedules_proven", "Choices of replicas that are proven to be the best possible"),
+                ("suspected", "janus_exchange_left_out", "Times that an expert instance was left out for a while"),
+                ("late_answers", "janus_exchange_late_answers", "Answers after the layer had been sent again"),
             )
         }
+        self._resent = Counter(
+            "janus_exchange_resent",
+            "MoE layers that were sent again, by why: an instance was lost, late, refused, lacked a replica, "
+            "or took no frame",
+            ["reason"],
+            registry=registry,
+        )
+        self._resent_seen = dict.fromkeys(RESENT, 0)
+        for reason in RESENT:
+            self._resent.labels(reason)
         self._seen = dict.fromkeys(self._sums, 0)
         self._ways = {
             suffix: Counter(name, text, ["way"], registry=registry)
@@ -121,6 +134,10 @@ class AttentionMetrics:
             now = times.get(field, 0)
             counter.inc((now - self._seen[field]) * (1e-9 if field.endswith("_ns") else 1))
             self._seen[field] = now
+        for reason, seen in self._resent_seen.items():
+            now = times.get(f"resent_{reason}", 0)
+            self._resent.labels(reason).inc(now - seen)
+            self._resent_seen[reason] = now
         for way in MODES:
             for suffix, counter in self._ways.items():
                 field = way.replace("-", "_") + suffix

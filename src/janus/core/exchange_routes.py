@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from janus.core.placement import Placement
+from janus.core.placement import EMPTY, Placement
 
 Mode: TypeAlias = Literal["direct", "aggregated", "two-phase"]
 MODES: tuple[Mode, ...] = ("direct", "aggregated", "two-phase")
@@ -50,19 +50,29 @@ class Destination:
 def destinations(placement: Placement, mode: Mode, *, source: int) -> tuple[Destination, ...]:
     """Return where the rows of a dispatch go, in the order in which the answers are added up.
 
+    An instance without an expert in ``placement`` - it may be what is left of one without those that are lost - gets
+    nothing, and relays nothing.
+
     ``source``: number of the source node among the attention nodes. Nodes with different numbers use different relays
     where there are enough, so that no instance relays for all.
     """
-    if mode == "two-phase":
-        return tuple(
-            Destination(group, index, placement.instances[group[source % len(group)]])
-            for index, group in enumerate(placement.groups)
-        )
-    return tuple(
-        Destination((instance,), index, placement.instances[instance])
-        for index, group in enumerate(placement.groups)
-        for instance in group
-    )
+    used = in_use(placement)
+    found = []
+    for index, group in enumerate(placement.groups):
+        there = [instance for instance in group if used[instance]]
+        if mode != "two-phase":
+            found += [Destination((instance,), index, placement.instances[instance]) for instance in there]
+        elif there:
+            # The whole group: the receivers number its slots through all of it.
+            found.append(Destination(group, index, placement.instances[there[source % len(there)]]))
+    return tuple(found)
+
+
+def in_use(placement: Placement) -> list[bool]:
+    """Return which instances have an expert."""
+    slots = placement.phys_to_logical.reshape(placement.num_layers, placement.num_instances, -1)
+    found: list[bool] = (slots != EMPTY).any(axis=(0, 2)).tolist()
+    return found
 
 
 def leader(members: Sequence[str], layer: int) -> str:

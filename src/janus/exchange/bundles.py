@@ -11,9 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 import torch
 
@@ -21,11 +22,12 @@ from janus.core.exchange_routes import Destination, Mode
 from janus.core.linger import Linger
 from janus.core.placement import Placement
 from janus.core.scheduling import Assignment
+from janus.core.slowness import Slowness
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.fine_timer import FineTimer
 from janus.exchange.layout import UngatedLayout, check_dispatch, check_ungated, dispatch_layout
 from janus.exchange.packing import Answer, Numbering, Packing, Routed, Rows, group_ends
-from janus.exchange.receipts import Receipt, mismatch
+from janus.exchange.receipts import AnswerLate, DispatchRefused, Receipt, mismatch
 from janus.messages.control import DispatchRejected
 from janus.transport.contract import InFrame, OutFrame
 from janus.transport.frame import Flags, Kind
@@ -36,15 +38,14 @@ log = structlog.get_logger(__name__)
 #: Bounds of a wait for other members, seconds. Within them it is what the last bundle took from post to answer.
 _SHORTEST_S = 100e-6
 _LONGEST_S = 50e-3
+#: What is late is looked at once more after this long: a loop that was busy takes in first what has come meanwhile.
+GRACE_S = 5e-3
 
 #: The share of the deadline after which whoever posts says who is late; the members would only know the poster.
 _PATIENCE = 0.9
 
 #: A hand-in says which replicas its rows go to, and the leader needs no more.
 _NOBODY = np.zeros(0, dtype=np.int32)
-
-#: What rows must agree in to share a bundle: way, layer, epoch, K, flags, H.
-_Key: TypeAlias = tuple[Mode, int, int, int, int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +57,24 @@ class Plan:
     #: Of each destination, and of all instances together.
     numberings: tuple[Numbering, ...]
     everywhere: Numbering
+    #: Of the instances that no destination has, as they are not used; ``None`` when all are.
+    unserved: Numbering | None = None
+    #: The instances that are not used, as ``UngatedLayout.left_out`` has them.
+    left_out: int = 0
+
+
+#: What rows must agree in to share a bundle: way, layer, plan, K, flags, H.
+_Key: TypeAlias = tuple[Mode, int, Plan, int, int, int]
+
+
+class GivesUp(Protocol):
+    """Judges whether a bundle waits for too long."""
+
+    def __call__(self, mode: Mode, late: tuple[str, ...], *, heard: bool, rounds: int, waited_s: float) -> bool:
+        """Return whether its rows should rather be sent again.
+
+        ``heard``: whether anybody has answered. ``rounds``: how often it was late. ``waited_s``: since its post.
+        """
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +111,10 @@ class _Post:
     via: str
     rows: int
 
+    @property
+    def epoch(self) -> int:
+        return self.bundle.plan.placement.epoch
+
     def answered(self, frame: InFrame) -> None:
         self.bundle.take(self, frame)
 
@@ -101,10 +124,9 @@ class _Post:
 
 @dataclass(slots=True, eq=False)
 class Bundle:
-    """What goes on for one layer and epoch."""
+    """What goes on for one layer and plan."""
 
     key: _Key
-    plan: Plan
     deadline_ms: int
     opened_s: float
     #: When waiting for other members is given up.
@@ -118,6 +140,25 @@ class Bundle:
     over: bool = False
     timer: asyncio.TimerHandle | None = None
     bundles: Bundles = None  # type: ignore[assignment]  # set by whoever opens it
+    #: How long it is waited before it is late, when the timer fires next, and when waiting is over.
+    patience_s: float = 0.0
+    look_s: float = 0.0
+    last_s: float = 0.0
+    #: As of a receipt.
+    looked: bool = False
+    rounds: int = 0
+    #: Who has answered, and how many seconds after the post.
+    timings: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        """How it goes on."""
+        return self.key[2]
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of all members."""
+        return sum(len(batch.x_TH) for batch in self.batches)
 
     def take(self, post: _Post, frame: InFrame) -> None:
         """Take the answer to one of the frames."""
@@ -130,6 +171,7 @@ class Bundle:
                 self.fail(problem)
             return
         self.answers[post.index] = frame
+        self.timings.append((post.via, time.monotonic() - self.sent_s))
         self.outstanding -= 1
         if not self.outstanding:
             bundles.answered(self)
@@ -160,10 +202,12 @@ class Bundle:
 
 def reject(link: Link, request_id: int, error: DispatchError) -> None:
     """Answer a dispatch with why there is no combine frame."""
-    missing = isinstance(error, ReplicaMissing)
-    message = DispatchRejected(
-        code="replica_missing" if missing else "instance_lost", problem=str(error), instances=list(error.instances)
-    )
+    code: Literal["replica_missing", "bad_frame", "instance_lost"] = "instance_lost"
+    if isinstance(error, ReplicaMissing):
+        code = "replica_missing"
+    elif isinstance(error, DispatchRefused) and error.code == "bad_frame":
+        code = "bad_frame"
+    message = DispatchRejected(code=code, problem=str(error), instances=list(error.instances))
     try:
         link.post_message(message, request_id=request_id)
     except LinkError as lost:
@@ -183,6 +227,9 @@ class Bundles:
         links: Mapping[str, Link],
         await_answer: Callable[[_Post], int],
         forget_answers: Callable[[Sequence[int]], None],
+        abandon_answers: Callable[[Sequence[int]], None],
+        slowness: Slowness,
+        gives_up: GivesUp,
     ) -> None:
         """Args:
         own: this instance.
@@ -192,6 +239,9 @@ class Bundles:
         links: to expert instances, by name.
         await_answer: gives a frame the request id under which its answer will come.
         forget_answers: these request ids are waited for no more.
+        abandon_answers: likewise, and those who still answer them are alive.
+        slowness: knows how long bundles take.
+        gives_up: judges those that take longer.
         """
         self._own = own
         self._packing = packing
@@ -200,6 +250,9 @@ class Bundles:
         self._links = links
         self._await_answer = await_answer
         self.forget_answers = forget_answers
+        self._abandon_answers = abandon_answers
+        self._slowness = slowness
+        self._gives_up = gives_up
         self._open: dict[_Key, Bundle] = {}
         self._linger = Linger()
         self._round_s = 0.0
@@ -215,6 +268,10 @@ class Bundles:
             bundle.fail(InstanceLost("the exchange is closing"))
         self._open.clear()
         self._timer.close()
+
+    def gathering(self) -> list[Bundle]:
+        """Return the bundles that are not posted yet. May be called from another thread."""
+        return list(self._open.values())
 
     def forget(self, link: Link) -> None:
         """A link is gone: what was handed in over it goes out of open bundles, and is not waited for there."""
@@ -232,7 +289,7 @@ class Bundles:
 
     # -- gathering -----------------------------------------------------------------------------------------------
 
-    def add(self, key: _Key, plan: Plan, batch: Batch, *, deadline_ms: int) -> None:
+    def add(self, key: _Key, batch: Batch, *, deadline_ms: int) -> None:
         """Put a member's rows into the bundle of ``key``."""
         bundle = self._open.get(key)
         if bundle is not None and batch.receipt is not None and any(b.receipt for b in bundle.batches):
@@ -241,7 +298,7 @@ class Bundles:
         if bundle is None:
             now = time.monotonic()
             limit_s = min(max(self._round_s, _SHORTEST_S), _LONGEST_S)
-            bundle = self._open[key] = Bundle(key, plan, deadline_ms, now, now + limit_s)
+            bundle = self._open[key] = Bundle(key, deadline_ms, now, now + limit_s)
             bundle.bundles = self
         bundle.batches.append(batch)
         self._maybe_send(bundle)
@@ -253,6 +310,7 @@ class Bundles:
 
         Raises:
             ValueError: the frame is no dispatch for this model.
+            InstanceLost: it has rows for an instance that is not used here.
         """
         header = frame.header
         layers, flags = plan.placement.num_layers, header.flags & ~Flags.HAND_IN
@@ -269,11 +327,21 @@ class Bundles:
             assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=frame.address + layout.slots_at)
             if not self._packing.count(assignment, plan.everywhere):
                 raise ValueError("the hand-in names no replica")
+            if plan.unserved is not None and self._packing.count(assignment, plan.unserved):
+                raise self._unserved(phys_TK, plan)
             routed = Routed(x_TH, assignment, torch.from_numpy(weights_TK))
             top_k = header.top_k
         batch = Batch(x_TH, routed, link=link, request_id=header.request_id, frame=frame)
-        key = (mode, header.layer, header.epoch, top_k, flags, header.cols)
-        self.add(key, plan, batch, deadline_ms=deadline_ms)
+        key = (mode, header.layer, plan, top_k, flags, header.cols)
+        self.add(key, batch, deadline_ms=deadline_ms)
+
+    def _unserved(self, phys_TK: npt.NDArray[np.int32], plan: Plan) -> InstanceLost:
+        placement, unserved = plan.placement, plan.unserved
+        assert unserved is not None
+        real = phys_TK[phys_TK >= 0]
+        found = np.unique(real[unserved.local[real] >= 0] // placement.slots_per_instance)
+        names = tuple(placement.instances[index] for index in found.tolist())
+        return InstanceLost(f"{self._own} does not use {', '.join(names)}", instances=names)
 
     def _present(self, bundle: Bundle) -> list[str]:
         return [self._own if batch.link is None else batch.link.peer.instance for batch in bundle.batches]
@@ -311,8 +379,14 @@ class Bundles:
             return
         for batch in bundle.batches:
             batch.release()
-        timeout_s = _PATIENCE * bundle.deadline_ms / 1000
-        bundle.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, bundle, timeout_s)
+        bundle.last_s = now + _PATIENCE * bundle.deadline_ms / 1000
+        bundle.patience_s = self._slowness.hedge_after_s(bundle.key[0], bundle.total_rows)
+        self._look_again(bundle, now + bundle.patience_s)
+
+    def _look_again(self, bundle: Bundle, look_s: float) -> None:
+        now = time.monotonic()
+        bundle.look_s = min(look_s, bundle.last_s)
+        bundle.timer = asyncio.get_running_loop().call_later(max(0.0, bundle.look_s - now), self._overdue, bundle)
 
     def _post(self, bundle: Bundle, index: int, to: Destination, numbering: Numbering) -> None:
         """Post the rows that go to one destination, if there are any."""
@@ -331,7 +405,7 @@ class Bundles:
         link = self._links.get(to.relay)
         if link is None:
             raise LinkError(to.relay, "is not linked")
-        _, layer, epoch, top_k, flags, _ = bundle.key
+        _, layer, plan, top_k, flags, _ = bundle.key
         frame, nbytes, top_k = self._fill(bundle, link, numbering, total, top_k)
         post = _Post(bundle, index, to.relay, total)
         request_id = self._await_answer(post)
@@ -343,7 +417,7 @@ class Bundles:
             frame,
             kind=Kind.DISPATCH,
             request_id=request_id,
-            epoch=epoch,
+            epoch=plan.placement.epoch,
             layer=layer,
             dtype=self.dtype_code,
             top_k=top_k,
@@ -370,6 +444,7 @@ class Bundles:
                 counts[index] = rows
                 batch.rows.append(None)
                 at += rows
+            ungated.left_out(frame.payload)[0] = bundle.plan.left_out
             return frame, ungated.nbytes, len(bundle.batches)
         layout = dispatch_layout(total, hidden, top_k, self._dtype)
         frame = link.allocate(layout.nbytes)
@@ -383,18 +458,35 @@ class Bundles:
             at += count
         return frame, layout.nbytes, top_k
 
-    def _expire(self, bundle: Bundle, timeout_s: float) -> None:
+    def _overdue(self, bundle: Bundle) -> None:
+        """It waits for longer than usual: let the rows be sent again if that helps, or wait on until the last."""
+        now = time.monotonic()
+        waited_s = now - bundle.sent_s
         late = tuple(
             post.via for post, answer in zip(bundle.posts, bundle.answers, strict=True) if post and answer is None
         )
-        problem = f"{', '.join(late)}: no answer for MoE layer {bundle.key[1]} within {timeout_s:g} s"
-        bundle.fail(InstanceLost(problem, instances=late))
+        problem = f"{', '.join(late)}: no answer for MoE layer {bundle.key[1]} within "
+        if now >= bundle.last_s:
+            bundle.fail(InstanceLost(problem + f"{bundle.last_s - bundle.sent_s:g} s", instances=late))
+        elif not bundle.looked or now - bundle.look_s > GRACE_S:
+            bundle.looked = True
+            self._look_again(bundle, now + GRACE_S)
+        else:
+            bundle.looked = False
+            bundle.rounds += 1
+            heard, rounds = bool(bundle.timings), bundle.rounds
+            if self._gives_up(bundle.key[0], late, heard=heard, rounds=rounds, waited_s=waited_s):
+                self._abandon_answers(bundle.request_ids)
+                bundle.fail(AnswerLate(problem + f"{waited_s:.3f} s", instances=late))
+            else:
+                self._look_again(bundle, now + bundle.patience_s)
 
     # -- answers -------------------------------------------------------------------------------------------------
 
     def answered(self, bundle: Bundle) -> None:
         """All answers are in: give each member its sums."""
         self._round_s = time.monotonic() - bundle.sent_s
+        self._slowness.answered(bundle.key[0], bundle.total_rows, bundle.timings)
         # The others first: this instance's own step goes on in a later turn of the loop.
         offsets = [0] * len(bundle.answers)
         own: tuple[Batch, list[Answer], list[int]] | None = None
@@ -436,7 +528,7 @@ class Bundles:
                 frame,
                 kind=Kind.COMBINE,
                 request_id=batch.request_id,
-                epoch=bundle.key[2],
+                epoch=bundle.plan.placement.epoch,
                 layer=bundle.key[1],
                 dtype=self.dtype_code,
                 rows=rows,

@@ -22,6 +22,9 @@ ReceiptT = TypeVar("ReceiptT", bound=Receipt)
 class ExpertExchange(Protocol[ReceiptT]):
     """One MoE layer's round trip to the experts.
 
+    A layer whose experts did not all answer is sent again to other replicas, where there are any: ``combine`` raises
+    only when there are none, or when it takes too long.
+
     Any number of receipts may be outstanding, so that a second micro-batch, or a shared expert, can compute meanwhile.
     """
 
@@ -30,7 +33,7 @@ class ExpertExchange(Protocol[ReceiptT]):
         """Whether the experts' side gates: ``dispatch`` is then given activations alone."""
 
     def ready(self) -> bool:
-        """Whether a dispatch posted now could reach every expert."""
+        """Whether a dispatch posted now could reach a replica of every expert."""
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return as soon as ``ready()``.
@@ -54,11 +57,12 @@ class ExpertExchange(Protocol[ReceiptT]):
         Args:
             layer: MoE layer, counted over MoE layers only.
             x_TH: activations, serving dtype; not to be overwritten before ``combine`` has returned.
-            topk_ids_TK: int32, logical expert ids, distinct within a row; ``None`` with ``experts_gate``.
+            topk_ids_TK: int32, logical expert ids, distinct within a row; ``None`` with ``experts_gate``. Neither
+                to be overwritten before ``combine`` has returned.
             topk_weights_TK: float32 gate weights, likewise.
 
         Raises:
-            InstanceLost: an instance that hosts a chosen expert is not linked.
+            InstanceLost: no instance that hosts a chosen expert is linked.
         """
 
     async def combine(self, receipt: ReceiptT, residual_TH: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,8 +74,8 @@ class ExpertExchange(Protocol[ReceiptT]):
         answers to be dropped on arrival.
 
         Raises:
-            InstanceLost: an instance died or did not answer within the dispatch deadline.
-            ReplicaMissing: an instance does not hold what the placement says; plan again with a newer epoch.
+            InstanceLost: an instance died or did not answer within the dispatch deadline, and an expert is nowhere else.
+            ReplicaMissing: likewise, an instance does not hold what the placement says; plan again with a newer epoch.
         """
 
     def activated(self) -> dict[str, list[int]]:

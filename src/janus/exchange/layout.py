@@ -1,7 +1,7 @@
 """The payload of dispatch and combine frames: sections that start on 64-byte boundaries, seen as tensors, not copied.
 
 dispatch   x [rows, H] wire dtype | slots [rows, K] int32 | weights [rows, K] float32
-           with EGATE: x [rows, H] wire dtype | rows of each attention instance's batch [P] int32
+           with EGATE: x [rows, H] wire dtype | rows of each attention instance's batch [P] int32 | left out uint64
 combine    y [rows, H] wire dtype
 """
 
@@ -99,7 +99,8 @@ def dispatch_layout(rows: int, hidden: int, top_k: int, dtype: torch.dtype) -> D
 class UngatedLayout:
     """Where the sections of a dispatch without routing are. P batches, one per attention instance that is in it.
 
-    Each batch is gated and scheduled on its own: what a batch shares a frame with differs from node to node.
+    Each batch is gated and scheduled on its own: what a batch shares a frame with differs from node to node. All are
+    scheduled without the instances that the sender leaves out: bit ``i`` is the placement's instance ``i``.
     """
 
     rows: int
@@ -123,14 +124,23 @@ class UngatedLayout:
         return _aligned(self.x_nbytes)
 
     @property
+    def left_out_at(self) -> int:
+        """Where the set of instances lies that get nothing."""
+        return self.batches_at + 8 * -(-self.batches // 2)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the whole payload."""
-        return self.batches_at + 4 * self.batches
+        return self.left_out_at + 8
 
     def views(self, payload: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, npt.NDArray[np.int32]]:
         """Return x [rows, H] and the batches' row counts [P] as views of ``payload`` (uint8, >= nbytes)."""
         x = matrix(payload, self.rows, self.hidden, self.dtype)
-        return x, payload[self.batches_at : self.nbytes].view(np.int32)
+        return x, payload[self.batches_at : self.batches_at + 4 * self.batches].view(np.int32)
+
+    def left_out(self, payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+        """Return the set of instances that get nothing, [1], as a view of ``payload``."""
+        return payload[self.left_out_at : self.nbytes].view(np.uint64)
 
 
 def matrix(payload: npt.NDArray[np.uint8], rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,8 +16,24 @@ from janus.exchange.packing import Answer, Rows, group_ends
 from janus.transport.contract import InFrame
 
 
+class AnswerLate(InstanceLost):
+    """An answer is late, and the dispatch need not wait for it."""
+
+
+class DispatchRefused(InstanceLost):
+    """Whoever was asked has said that there will be no answer. ``code``: why, as ``DispatchRejected`` has it."""
+
+    def __init__(self, problem: str, *, instances: tuple[str, ...], code: str) -> None:
+        super().__init__(problem, instances=instances)
+        self.code = code
+
+
 class Waiter(Protocol):
     """Whoever waits for the answer to one frame."""
+
+    @property
+    def epoch(self) -> int:
+        """The placement epoch that the frame names."""
 
     @property
     def via(self) -> str:
@@ -29,15 +46,16 @@ class Waiter(Protocol):
         """There will be no answer."""
 
 
-def mismatch(frame: InFrame, via: str, rows: int, cols: int, dtype_code: int) -> InstanceLost | None:
+def mismatch(frame: InFrame, via: str, rows: int, cols: int, dtype_code: int) -> DispatchRefused | None:
     """Return what is wrong with a combine frame; ``None`` when it is as expected."""
     header = frame.header
     if (header.rows, header.cols, header.dtype) == (rows, cols, dtype_code):
         return None
-    return InstanceLost(
+    return DispatchRefused(
         f"{via}: combine frame is {header.rows}x{header.cols} of type {header.dtype}, "
         f"expected {rows}x{cols} of type {dtype_code}",
         instances=(via,),
+        code="internal",
     )
 
 
@@ -55,6 +73,10 @@ class Part:
     rows: Rows
     answer: Answer | None = None
 
+    @property
+    def epoch(self) -> int:
+        return self.receipt.asked.epoch
+
     def answered(self, frame: InFrame) -> None:
         receipt = self.receipt
         problem = mismatch(frame, self.via, self.count, receipt.shape[1], receipt.dtype_code)
@@ -65,6 +87,8 @@ class Part:
             return
         self.answer = Answer(frame.payload, frame.address, self.count, self.rows)
         receipt.frames.append(frame)
+        if receipt.arrivals is not None:
+            receipt.arrivals.append((self.via, time.perf_counter_ns()))
         receipt.arrived()
 
     def failed(self, error: DispatchError) -> None:
@@ -72,9 +96,24 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
+class Asked:
+    """What was to be dispatched, so that it can be sent again, and what has become of it so far."""
+
+    x_TH: torch.Tensor
+    topk_ids_TK: torch.Tensor | None
+    topk_weights_TK: torch.Tensor | None
+    #: When the experts' time is over, on the loop's clock.
+    deadline_s: float
+    #: How often it was sent, and the epoch that it was last planned with.
+    attempts: int = 0
+    epoch: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Receipt:
     """See ``janus.exchange.contract.Receipt``. ``parts`` are in the order in which the partial sums are added."""
 
+    asked: Asked
     layer: int
     shape: torch.Size
     dtype_code: int
@@ -93,6 +132,17 @@ class Receipt:
     #: Frames that wait for an answer on its behalf alone: forgotten with the receipt.
     request_ids: list[int] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
+    #: The member that posts for all, if its rows were handed in; whether each part is one expert instance's alone.
+    handed_to: str = ""
+    per_instance: bool = False
+    #: How long it is waited before it is late, seconds, and when the timer fires next, on the loop's clock.
+    patience_s: float = 0.0
+    due_s: float = 0.0
+    #: Whether the loop has had time to take in what was there when it became late, and how often it was late.
+    looked: bool = False
+    rounds: int = 0
+    #: Who has answered when, where that is measured: ``time.perf_counter_ns``.
+    arrivals: list[tuple[str, int]] | None = None
 
     def arrived(self) -> None:
         """One answer is here."""
@@ -119,12 +169,13 @@ class Receipt:
         return answers, group_ends([part.group for part in self.parts])
 
     def fail(self, error: DispatchError) -> None:
-        """End it without a result; what arrives later is dropped."""
+        """End it without a result; what has arrived is given back, what arrives later is dropped."""
         if self.timer is not None:
             self.timer.cancel()
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # a receipt that nobody combines any more is no "never retrieved" warning
+            self.release()
 
     def release(self) -> None:
         """Give the answers' memory back."""
@@ -138,3 +189,7 @@ class Receipt:
     def late(self) -> tuple[str, ...]:
         """The instances that have not answered."""
         return tuple(dict.fromkeys(part.via for part in self.parts if part.answer is None))
+
+    def heard(self) -> bool:
+        """Whether anybody has answered."""
+        return any(part.answer is not None for part in self.parts)

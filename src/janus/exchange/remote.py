@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
@@ -19,10 +18,10 @@ from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.bundles import Batch, Bundles, Plan, reject
 from janus.exchange.choice import Decision, ModeChoice
+from janus.exchange.endurance import ATTEMPTS, PASSED_OVER_FOR, TIMED_EVERY, TIMED_FIRST, Endurance
 from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
 from janus.exchange.packing import Numbering, Routed, packing_for
-from janus.exchange.reach import Reach
-from janus.exchange.receipts import Part, Receipt, Waiter
+from janus.exchange.receipts import Asked, DispatchRefused, Part, Receipt, Waiter
 from janus.exchange.times import ExchangeTimes
 from janus.messages.control import DispatchRejected, ExchangeWay, Message
 from janus.transport.frame import Flags, Kind
@@ -30,16 +29,19 @@ from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger(__name__)
 
-#: A member that could not post for this one is passed over for so many dispatches: it may have just come, and know no
-#: placement yet, or not reach an expert instance that others do reach.
-_PASSED_OVER_FOR = 16
 #: The scheduler's number in the flags of a dispatch that the experts gate.
 SCHEDULER_NAMES = tuple(sorted(SCHEDULERS))
 SCHEDULER_SHIFT = 8
 
 
-class RemoteExchange(Reach):
+#: How a layer goes that is sent again.
+_DIRECT = Decision("direct")
+
+
+class RemoteExchange(Endurance):
     """Also the handler of its links, to expert instances and to the other attention instances of the node.
+
+    A layer whose experts did not all answer is sent again to other replicas while there are any.
 
     All on the step loop; no locks needed.
     """
@@ -70,7 +72,7 @@ class RemoteExchange(Reach):
         choice: picks the way; always direct unless given.
         experts_gate: whether expert instances gate and schedule.
         """
-        super().__init__(own=own, links=links, siblings=siblings, choice=choice)
+        super().__init__(own=own, links=links, siblings=siblings, choice=choice, timeout_s=dispatch_timeout_s)
         self._experts_gate = experts_gate
         self._scheduler = scheduler
         self._gate_flags = Flags.EGATE | SCHEDULER_NAMES.index(scheduler_name) << SCHEDULER_SHIFT
@@ -78,16 +80,9 @@ class RemoteExchange(Reach):
         self._dtype = dtype
         self._code = dtype_code(dtype)
         self._packing = packing_for(dtype, device or torch.device("cpu"))
-        self._timeout_s = dispatch_timeout_s
         self._deadline_ms = int(dispatch_timeout_s * 1000)
         self._ids = itertools.count(1)
-        #: request id -> who waits for the answer
-        self._pending: dict[int, Waiter] = {}
-        #: Members that are passed over, and how many dispatches still.
-        self._passed_over: dict[str, int] = {}
         self._activated: dict[str, list[int]] = {}
-        self._bundles: Bundles | None = None
-        self._times = ExchangeTimes()
 
     # -- what the exchange plans with ----------------------------------------------------------------------------
 
@@ -120,6 +115,8 @@ class RemoteExchange(Reach):
         """Let the experts' side gate, or this one, from the next dispatch on."""
         self._experts_gate = experts
         self._flags = self._gate_flags if experts else 0
+        self._left.clear()
+        self._look(again=True)
 
     def activated(self) -> dict[str, list[int]]:
         return {name: list(counts) for name, counts in self._activated.items()}
@@ -133,20 +130,36 @@ class RemoteExchange(Reach):
         topk_ids_TK: torch.Tensor | None,
         topk_weights_TK: torch.Tensor | None,
     ) -> Receipt:
-        placement = self._placement
+        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
+        return self._attempt(layer, Asked(x_TH, topk_ids_TK, topk_weights_TK, deadline_s))
+
+    def _attempt(self, layer: int, asked: Asked) -> Receipt:
+        """Send a layer, for the first time or again."""
+        loop, x_TH = asyncio.get_running_loop(), asked.x_TH
+        if self._slowness.suspects and time.monotonic() >= self._slowness.due_s:
+            self._readmit()
+        # Without some experts it is up to this batch whether it needs them.
+        placement = self._usable or self._placement
         if placement is None:
             raise InstanceLost("no placement covers every expert")
+        asked.attempts += 1
+        asked.epoch = placement.epoch
         started = time.perf_counter_ns()
         routed = None
-        if topk_ids_TK is not None and topk_weights_TK is not None:
-            routed = Routed(x_TH, self._scheduler(topk_ids_TK.cpu().numpy(), placement, layer), topk_weights_TK)
+        if asked.topk_ids_TK is not None and asked.topk_weights_TK is not None:
+            ids_TK = asked.topk_ids_TK.cpu().numpy()
+            routed = Routed(x_TH, self._scheduler(ids_TK, placement, layer, self._load0), asked.topk_weights_TK)
         scheduled = time.perf_counter_ns()
-        shape = self._shape(placement, routed, x_TH)
-        decision = self.choice.decide(shape)
-        if shape is not None and self.own == self._members[0]:
-            self._say(decision)
-        loop = asyncio.get_running_loop()
+        if asked.attempts > 1 or self._avoiding:
+            self._avoiding = max(0, self._avoiding - 1)
+            decision = _DIRECT
+        else:
+            shape = self._shape(placement, routed, x_TH)
+            decision = self.choice.decide(shape)
+            if shape is not None and self.own == self._members[0]:
+                self._say(decision)
         receipt = Receipt(
+            asked,
             layer,
             x_TH.shape,
             self._code,
@@ -162,17 +175,35 @@ class RemoteExchange(Reach):
             lost = InstanceLost(f"cannot dispatch to {error}", instances=(error.peer,))
             self._forget(receipt)
             receipt.fail(lost)
+            if self._can_do_without(error.peer, asked):
+                return self._attempt(layer, asked)
             raise lost from error
         receipt.posted_ns = posted = time.perf_counter_ns()
         # From here on the instances are at work: what is only bookkeeping comes last.
-        receipt.timer = loop.call_later(self._timeout_s, self._expire, receipt)
+        self._watch(receipt, loop)
         times = self._times
         times.dispatches += 1
+        if times.dispatches % TIMED_EVERY == 0 or times.dispatches < TIMED_FIRST:
+            receipt.arrivals = []
         times.schedule_ns += scheduled - started
         times.pack_ns += posted - scheduled
         if routed is not None:
             self._count(routed.assignment, placement, layer)
         return receipt
+
+    def _can_do_without(self, peer: str, asked: Asked) -> bool:
+        """Return whether to try again when ``peer`` takes no frame: it is gone, is going, or consumes nothing."""
+        self._look()
+        if asked.attempts >= ATTEMPTS:
+            return False
+        if peer in self.siblings:
+            self._passed_over[peer] = PASSED_OVER_FOR
+        elif self._linked(peer) and not self._suspect((peer,), "takes no frame"):
+            return False
+        if self._usable is None:
+            return False
+        self._times.resent("not_posted")
+        return True
 
     def _say(self, decision: Decision) -> None:
         """Tell the other members what the first one has chosen, when that is news."""
@@ -228,6 +259,7 @@ class RemoteExchange(Reach):
             sibling = self.siblings.get(by)
             if sibling is not None and not sibling.closed and not self._passes_over(by):
                 receipt.outstanding = 1
+                receipt.handed_to = by
                 self._hand_in(sibling, receipt, x_TH, routed, epoch)
             else:
                 receipt.outstanding = 1
@@ -237,11 +269,12 @@ class RemoteExchange(Reach):
                     chosen = routed.assignment
                     kept = Assignment(chosen.phys_ids.copy(), chosen.load, chosen.rows, chosen.activated)
                     routed = Routed(x_TH, kept, routed.weights_TK)
-                key = (mode, layer, epoch, top_k, self._flags, x_TH.shape[1])
+                key = (mode, layer, plan, top_k, self._flags, x_TH.shape[1])
                 batch = Batch(x_TH, routed, receipt=receipt)
-                self._aggregator().add(key, plan, batch, deadline_ms=self._deadline_ms)
+                self._aggregator().add(key, batch, deadline_ms=self._deadline_ms)
             return
         parts = receipt.parts
+        receipt.per_instance = mode != "two-phase"
         for to, numbering in zip(plan.destinations, plan.numberings, strict=True):
             if routed is None:
                 count = x_TH.shape[0]
@@ -258,14 +291,8 @@ class RemoteExchange(Reach):
             parts.append(part)
             self._times.frames += 1
             flags = self._flags | Flags.NODE if to.is_node else self._flags
-            self._post(link, part, x_TH, routed, numbering, epoch=epoch, flags=flags)
+            self._post(link, part, x_TH, routed, numbering, epoch=epoch, flags=flags, left_out=plan.left_out)
         receipt.outstanding = len(parts)
-
-    def _passes_over(self, member: str) -> bool:
-        left = self._passed_over.pop(member, 0)
-        if left > 1:
-            self._passed_over[member] = left - 1
-        return left > 0
 
     def _hand_in(self, link: Link, receipt: Receipt, x_TH: torch.Tensor, routed: Routed | None, epoch: int) -> None:
         """Give all rows to the member that posts for the node in this layer."""
@@ -286,6 +313,7 @@ class RemoteExchange(Reach):
         epoch: int,
         flags: int,
         target: int = 0,
+        left_out: int = 0,
     ) -> None:
         """Send this instance's rows in a frame of their own; without a ``numbering``, all of them as they are."""
         receipt, count, hidden = part.receipt, part.count, x_TH.shape[1]
@@ -296,6 +324,7 @@ class RemoteExchange(Reach):
             x, batches = ungated.views(frame.payload)
             x.copy_(x_TH)
             batches[0] = count
+            ungated.left_out(frame.payload)[0] = left_out
         else:
             layout = dispatch_layout(count, hidden, routed.assignment.phys_ids.shape[1], self._dtype)
             nbytes, top_k = layout.nbytes, layout.top_k
@@ -338,6 +367,9 @@ class RemoteExchange(Reach):
                 links=self.links,
                 await_answer=self._await_answer,
                 forget_answers=self._forget_answers,
+                abandon_answers=self._abandon,
+                slowness=self._slowness,
+                gives_up=self._gives_up,
             )
         return self._bundles
 
@@ -345,10 +377,6 @@ class RemoteExchange(Reach):
         request_id = next(self._ids)
         self._pending[request_id] = waiter
         return request_id
-
-    def _forget_answers(self, request_ids: Sequence[int]) -> None:
-        for request_id in request_ids:
-            self._pending.pop(request_id, None)
 
     def _take_hand_in(self, link: Link, frame: InFrame) -> None:
         header = frame.header
@@ -359,7 +387,7 @@ class RemoteExchange(Reach):
             if not 0 < header.target < len(MODES):
                 raise ValueError(f"the hand-in is to go way {header.target}, there are {len(MODES)}")
             mode = MODES[header.target]
-            plan = self._plan(placement, mode)
+            plan = self._plan(self._usable_of(placement) or placement, mode)
             self._aggregator().hand_in(mode, plan, link, frame, deadline_ms=self._deadline_ms)
         except ValueError as error:
             self._refuse(link, frame, InstanceLost(f"{self.own}: {error}", instances=(self.own,)))
@@ -376,15 +404,21 @@ class RemoteExchange(Reach):
     # -- combine -------------------------------------------------------------------------------------------------
 
     async def combine(self, receipt: Receipt, residual_TH: torch.Tensor | None = None) -> torch.Tensor:
-        try:
-            await receipt.done
-        except BaseException:
-            receipt.fail(InstanceLost("the step was cancelled"))  # what arrives from now on belongs to nobody
-            receipt.release()
-            raise
-        finally:
-            self._packing.prime()
-            self._forget(receipt)
+        while True:
+            try:
+                await receipt.done
+                break
+            except DispatchError as error:
+                if not await self._may_send_again(receipt, error):
+                    raise
+            except BaseException:
+                receipt.fail(InstanceLost("the step was cancelled"))  # what arrives from now on belongs to nobody
+                receipt.release()
+                raise
+            finally:
+                self._packing.prime()
+                self._forget(receipt)
+            receipt = self._attempt(receipt.layer, receipt.asked)
         started = time.perf_counter_ns()
         answers, ends = receipt.answers()
         result = self._packing.combine(answers, ends, receipt.shape, residual_TH)
@@ -393,6 +427,8 @@ class RemoteExchange(Reach):
             header = frame.header
             nbytes += header.payload_len
             slowest_us = max(slowest_us, header.elapsed_us)
+        if receipt.arrivals is not None:
+            self._learn(receipt)
         receipt.release()
         times = self._times
         waited, slowest_ns = started - receipt.posted_ns, 1000 * slowest_us
@@ -407,21 +443,6 @@ class RemoteExchange(Reach):
         self.choice.took(decision, actual_ns / 1e9)
         return result
 
-    def _forget(self, receipt: Receipt) -> None:
-        self._forget_answers(receipt.request_ids)
-        if receipt.timer is not None:
-            receipt.timer.cancel()
-
-    def _expire(self, receipt: Receipt) -> None:
-        late = receipt.late()
-        self._forget(receipt)
-        receipt.fail(
-            InstanceLost(
-                f"{', '.join(late)}: no answer for MoE layer {receipt.layer} within {self._timeout_s:g} s",
-                instances=late,
-            )
-        )
-
     # -- LinkHandler ---------------------------------------------------------------------------------------------
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
@@ -431,6 +452,8 @@ class RemoteExchange(Reach):
             waiter = self._pending.pop(header.request_id, None)
             if waiter is None:
                 frame.release()
+                if self._abandoned:
+                    self._came_late(header.request_id)
             else:
                 waiter.answered(frame)
         elif header.flags & Flags.HAND_IN and link.peer.role == "attention":
@@ -450,12 +473,18 @@ class RemoteExchange(Reach):
             return
         waiter = self._pending.pop(request_id, None)
         if waiter is None:
+            if self._abandoned:
+                self._came_late(request_id)
             return
-        if link.peer.role == "attention":
-            self._passed_over[link.peer.instance] = _PASSED_OVER_FOR
-        kind = ReplicaMissing if message.code == "replica_missing" else InstanceLost
-        names = tuple(message.instances) or (link.peer.instance,)
-        waiter.failed(kind(f"{link.peer.instance}: {message.problem}", instances=names))
+        peer = link.peer.instance
+        names = tuple(message.instances) or (peer,)
+        if peer in names and link.peer.role == "attention":
+            self._passed_over[peer] = PASSED_OVER_FOR
+        problem = f"{peer}: {message.problem}"
+        if message.code == "replica_missing":
+            waiter.failed(ReplicaMissing(problem, instances=names))
+        else:
+            waiter.failed(DispatchRefused(problem, instances=names, code=message.code))
 
     def on_closed(self, link: Link, error: LinkError) -> None:
         """Fail at once what waits for this peer."""
@@ -467,6 +496,7 @@ class RemoteExchange(Reach):
             return  # the link that the other member dialled: nothing of ours is answered on it
         if self.siblings.get(name) is link:
             del self.siblings[name]
+        self._abandoned = {known: via for known, via in self._abandoned.items() if via != name}
         lost = InstanceLost(f"{name}: {error.problem}", instances=(name,))
         for request_id in [known for known, waiter in self._pending.items() if waiter.via == name]:
             waiter = self._pending.pop(request_id, None)
@@ -475,6 +505,7 @@ class RemoteExchange(Reach):
         self.links_changed()
 
     async def close(self) -> None:
+        self._closed = True
         if self._bundles is not None:
             self._bundles.close()
         pending, self._pending = self._pending, {}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from janus.core.exchange_routes import Mode
+
+#: Why a layer was sent again: an instance was lost, answered too late, refused, lacked a replica, or took no frame.
+Resent: TypeAlias = Literal["lost", "late", "refused", "replica_missing", "not_posted"]
+RESENT: tuple[Resent, ...] = ("lost", "late", "refused", "replica_missing", "not_posted")
 
 
 @dataclass(slots=True)
@@ -49,6 +54,20 @@ class ExchangeTimes:
     proven: int = 0
     #: Shifts along augmenting paths.
     repairs: int = 0
+    #: Layers that were sent again, by why.
+    resent_lost: int = 0
+    resent_late: int = 0
+    resent_refused: int = 0
+    resent_replica_missing: int = 0
+    resent_not_posted: int = 0
+    #: How often an instance was left out for some time, and answers that came after the layer had been sent again.
+    suspected: int = 0
+    late_answers: int = 0
+
+    def resent(self, why: Resent) -> None:
+        """Count a layer that is sent again."""
+        field = f"resent_{why}"
+        setattr(self, field, getattr(self, field) + 1)
 
     def chosen(self, mode: Mode, *, actual_ns: int, predicted_ns: int) -> None:
         """Count a dispatch that went ``mode``'s way."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from janus.core.placement import Placement
 from janus.core.scheduling import Scheduler
+from janus.errors import ReplicaMissing
 from janus.exchange.layout import UngatedLayout
 from janus.exchange.remote import SCHEDULER_NAMES, SCHEDULER_SHIFT
 from janus.model.config import ModelConfig
@@ -20,6 +22,9 @@ from janus.runtime.replica_slots import ReplicaSlots
 from janus.runtime.shares import NodeView, Share
 from janus.transport.frame import Flags
 from janus.transport.link import InFrame
+
+#: What is left of placements without some instances.
+_LEFT_KEPT = 32
 
 
 class ExpertGate:
@@ -34,19 +39,21 @@ class ExpertGate:
         self._replicas = replicas
         self._instance = instance
         self._schedulers: dict[int, Scheduler] = {}
+        #: By epoch and set of instances that are left out.
+        self._left: dict[tuple[int, int], Placement] = {}
 
     def share(self, frame: InFrame, layout: UngatedLayout, view: NodeView) -> tuple[Share, tuple[str, ...]]:
         """Return this instance's share, and the names of all on its node who have one.
 
         Raises:
-            ReplicaMissing: the replicas of the dispatch's epoch are not loaded.
+            ReplicaMissing: the replicas of the dispatch's epoch are not loaded, or too many are left out.
             ValueError: the frame names no scheduler.
         """
         header = frame.header
-        placement = view.placement
+        x_NH, batches = layout.views(frame.payload)
+        placement = self._without(view.placement, int(layout.left_out(frame.payload)[0]))
         scheduler = self._scheduler(header.flags >> SCHEDULER_SHIFT & 0xF)
         index, count = placement.instances.index(self._instance), placement.slots_per_instance
-        x_NH, batches = layout.views(frame.payload)
         weights, slots = [], []
         rows_G = np.zeros(placement.num_instances, dtype=np.int64)
         start = 0
@@ -80,6 +87,22 @@ class ExpertGate:
         names = tuple(name for name in view.names if rows[name])
         # A row that no expert of this node wants is answered all the same: the sender cannot know.
         return share, names or (self._instance,)
+
+    def _without(self, placement: Placement, left_out: int) -> Placement:
+        """Return what is left of ``placement`` without the instances of the set, which the sender does not use."""
+        if not left_out:
+            return placement
+        key = (placement.epoch, left_out)
+        left = self._left.get(key)
+        if left is None:
+            names = frozenset(name for index, name in enumerate(placement.instances) if left_out >> index & 1)
+            left = placement.without(names)
+            if left is None:
+                raise ReplicaMissing(f"without {', '.join(sorted(names))} epoch {placement.epoch} lacks an expert")
+            while len(self._left) >= _LEFT_KEPT:
+                self._left.pop(next(iter(self._left)))
+            self._left[key] = left
+        return left
 
     def _scheduler(self, number: int) -> Scheduler:
         found = self._schedulers.get(number)
