@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.core.placement import EMPTY, Placement, replica_counts, static_placement
+from janus.core.placement import EMPTY, Placement, static_placement
+from janus.core.placing.replicas import replica_counts
 from janus.errors import ConfigError
 from janus.messages import decode, encode
 from janus.messages.control import LoadPlacement, PlacementTable

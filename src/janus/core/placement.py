@@ -1,14 +1,11 @@
 """Which expert instance holds a replica of which expert: the placement, its tables, and the static one.
 
-Replica counts follow the paper (arXiv 2512.13525, appendix B): one replica for each expert, then always one more for
-the expert with the largest load per replica; replicas are then placed in descending order of load.
+How placements are decided is in ``janus.core.placing``.
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -224,6 +221,8 @@ def static_placement(
     Raises:
         ConfigError: there are fewer slots than experts.
     """
+    from janus.core.placing.dealing import at_least_a_little, deal  # which itself is about placements
+
     if not instances:
         raise ConfigError("experts", "there is no expert instance to place experts on", "start at least one")
     total = len(instances)
@@ -244,62 +243,7 @@ def static_placement(
             f"has the shape {activations.shape}, or negative or non-finite counts",
             f"give counts of the shape {(num_layers, num_experts)}",
         )
-    table = tuple(_place_layer(layer, total, slots, counts) for layer, counts in enumerate(activations))
+    quotas = (min(slots, num_experts),) * total
+    dealt = [deal(at_least_a_little(counts), quotas, layer=layer) for layer, counts in enumerate(activations)]
+    table = tuple(tuple((*held, *(EMPTY,) * (slots - len(held))) for held in layer) for layer in dealt)
     return Placement(epoch=epoch, num_experts=num_experts, instances=instances, slots=table, nodes=nodes)
-
-
-def replica_counts(
-    activations: npt.NDArray[np.float64], *, total_slots: int, num_instances: int
-) -> npt.NDArray[np.int64]:
-    """Return int64[E], how many replicas each expert of a layer gets: at least one, at most one per instance.
-
-    The paper's rule: every further slot goes to the expert with the largest load per replica, ``c(e) / R(e)``.
-    """
-    counts = np.ones(len(activations), dtype=np.int64)
-    heap = [(-float(load), expert) for expert, load in enumerate(activations)] if num_instances > 1 else []
-    heapq.heapify(heap)
-    for _ in range(total_slots - len(activations)):
-        if not heap:
-            break
-        _, expert = heapq.heappop(heap)
-        counts[expert] += 1
-        if counts[expert] < num_instances:
-            heapq.heappush(heap, (-float(activations[expert]) / int(counts[expert]), expert))
-    return counts
-
-
-def _place_layer(
-    layer: int, num_instances: int, slots: int, activations: npt.NDArray[np.float64]
-) -> tuple[tuple[int, ...], ...]:
-    """Return ``[instance][slot]`` of one layer. ``activations`` float[E]."""
-    # An expert never seen still counts a little, so that replicas of such experts spread too.
-    weights = np.maximum(activations, max(float(activations.max()), 1.0) * 1e-9)
-    counts = replica_counts(weights, total_slots=num_instances * slots, num_instances=num_instances)
-    share = weights / counts
-    held: list[list[int]] = [[] for _ in range(num_instances)]
-    hosts = np.zeros((len(weights), num_instances), dtype=bool)
-    load = np.zeros(num_instances)
-
-    def put(expert: int, instance: int) -> None:
-        held[instance].append(expert)
-        hosts[expert, instance] = True
-        load[instance] += share[expert]
-
-    for expert in range(len(weights)):
-        put(expert, (expert + layer) % num_instances)
-    full = np.array([len(experts) >= slots for experts in held])
-    busiest_first = np.argsort(-share, kind="stable").tolist()
-    for expert in busiest_first:
-        for _ in range(int(counts[expert]) - 1):
-            closed = full | hosts[expert]
-            if closed.all():
-                break
-            instance = int(np.where(closed, np.inf, load).argmin())
-            put(expert, instance)
-            full[instance] = len(held[instance]) >= slots
-    # Now and then the last free slots are where the last experts are already; others make use of them.
-    for instance, experts in enumerate(held):
-        missing = (expert for expert in busiest_first if not hosts[expert, instance])
-        for expert in islice(missing, slots - len(experts)):
-            put(expert, instance)
-    return tuple(tuple(experts + [EMPTY] * (slots - len(experts))) for experts in held)

@@ -1,0 +1,117 @@
+"""Staying near what is in force: the least that must change, contents matched to hosts, and which target to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from janus.core.placing.problem import Holding, LayerProblem
+
+#: A target this much worse than the best is taken where it has fewer replicas to load.
+TOLERANCE = 0.01
+
+
+def kept(problem: LayerProblem) -> Holding:
+    """Return what is in force with the fewest changes that fill every quota and place every expert.
+
+    Hosts with too many drop what has most replicas for its load; experts that are nowhere go to the host with the least
+    load for its speed, the busiest first; free slots take the expert with the most load per replica.
+    """
+    holding = problem.held.copy()
+    loads, quotas = problem.loads, problem.quotas
+    for host in np.argsort(quotas - holding.sum(axis=1), kind="stable").tolist():
+        for _ in range(int(holding[host].sum() - quotas[host])):
+            holding[host, _least_missed(problem, holding, host)] = False
+    lost = np.flatnonzero(~holding.any(axis=0))
+    for expert in lost[np.argsort(-loads[lost], kind="stable")].tolist():
+        room = holding.sum(axis=1) < quotas
+        if not room.any():  # then some replica is a second one, for the quotas hold all experts
+            host, second = _most_spare(problem, holding)
+            holding[host, second] = False
+            room[host] = True
+        holding[_lightest(problem, holding, room), expert] = True
+    return filled(problem, holding)
+
+
+def _least_missed(problem: LayerProblem, holding: Holding, host: int) -> int:
+    """Return the expert of ``host`` whose other replicas have least to take over; one without others counts as most."""
+    others = holding.sum(axis=0) - 1
+    per_other = np.where(others > 0, problem.loads / np.maximum(others, 1), problem.loads + problem.loads.sum())
+    return int(np.where(holding[host], per_other, np.inf).argmin())
+
+
+def _most_spare(problem: LayerProblem, holding: Holding) -> tuple[int, int]:
+    """Return (host, expert) of a replica that others cover, of the expert with the least load for the others."""
+    others = holding.sum(axis=0) - 1
+    expert = int(np.where(others > 0, problem.loads / np.maximum(others, 1), np.inf).argmin())
+    hosts = np.flatnonzero(holding[:, expert])
+    return int(hosts[load_per_speed(problem, holding)[hosts].argmax()]), expert
+
+
+def _lightest(problem: LayerProblem, holding: Holding, room: npt.NDArray[np.bool_]) -> int:
+    return int(np.where(room, load_per_speed(problem, holding), np.inf).argmin())
+
+
+def load_per_speed(problem: LayerProblem, holding: Holding) -> npt.NDArray[np.float64]:
+    """Return float64[G]: the load of each host, each replica taking its share, divided by its speed."""
+    share = problem.loads / np.maximum(holding.sum(axis=0), 1)
+    return np.asarray(holding @ share / problem.speeds, dtype=np.float64)
+
+
+def filled(problem: LayerProblem, holding: Holding) -> Holding:
+    """Return ``holding`` with every free slot taken, by the expert with the most load per replica not there yet."""
+    holding = holding.copy()
+    while (room := holding.sum(axis=1) < problem.quotas).any():
+        host = _lightest(problem, holding, room)
+        per_replica = np.where(holding[host], -1.0, problem.loads / holding.sum(axis=0))
+        holding[host, int(per_replica.argmax())] = True
+    return holding
+
+
+def matched(problem: LayerProblem, holding: Holding) -> Holding:
+    """Return ``holding`` with the contents of like hosts exchanged so that most of what is in force stays.
+
+    Hosts are alike if quota, speed and node are. Pairs of contents and host are taken by how much they have in common,
+    greedily.
+    """
+    result = holding.copy()
+    alike: dict[tuple[int, float, int], list[int]] = {}
+    for host, kind in enumerate(
+        zip(problem.quotas.tolist(), problem.speeds.tolist(), problem.nodes.tolist(), strict=True)
+    ):
+        alike.setdefault(kind, []).append(host)
+    for hosts in alike.values():
+        common = holding[hosts].astype(np.float32) @ problem.held[hosts].astype(np.float32).T
+        contents, places = list(range(len(hosts))), set(range(len(hosts)))
+        goes: dict[int, int] = {}
+        order = np.argsort(-common, axis=None, kind="stable")
+        for flat in order[: np.count_nonzero(common)].tolist():
+            content, place = divmod(flat, len(hosts))
+            if content not in goes and place in places:
+                goes[content] = place
+                places.discard(place)
+        rest = iter(sorted(places))
+        for content in contents:
+            place = goes[content] if content in goes else next(rest)
+            result[hosts[place]] = holding[hosts[content]]
+    return result
+
+
+def choose(problem: LayerProblem, candidates: Iterable[Holding], score: Callable[[Holding], float]) -> Holding:
+    """Return one of ``candidates``, or what is in force: never worse than this by ``score``, of which less is better.
+
+    Of those that are within ``TOLERANCE`` of the best, the one with the fewest replicas to load.
+    """
+    options = [problem.held, *candidates] if problem.in_place else list(candidates)
+    scores = [score(each) for each in options]
+    limit = min(scores) + TOLERANCE * abs(min(scores))
+    if problem.in_place:
+        limit = min(limit, scores[0])
+    loads = [int((each & ~problem.held).sum()) for each in options]
+    best = min(
+        (index for index, value in enumerate(scores) if value <= limit),
+        key=lambda index: (loads[index], scores[index], index),
+    )
+    return options[best]
