@@ -87,7 +87,7 @@ def test_a_wrong_field_is_named_with_the_remedy(line: str, message: str) -> None
 
 def test_an_option_that_janus_up_does_not_have_is_refused() -> None:
     scenario = parse(GOOD + "[cluster.options]\nplacemant = 'eplb'\n", name="mine")
-    with pytest.raises(ConfigError, match="cluster.options.placemant: is no option of janus up; see janus up --help"):
+    with pytest.raises(ConfigError, match="placemant: is no option of janus up; see janus up --help"):
         up_options(scenario.cluster, model=find("expert-kill"), name="chaos")
 
 
