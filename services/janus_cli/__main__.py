@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -23,58 +25,26 @@ from janus_cli.options import (
 )
 
 
+def _of(module: str, function: str) -> Callable[[Any, Path | None], int | None]:
+    """Return a command whose module is imported when it is used: most of them load much."""
+
+    def run(options: Any, _: Path | None) -> int | None:
+        status: int | None = getattr(import_module(f"janus_cli.{module}"), function)(options)
+        return status
+
+    return run
+
+
 def _up(options: UpOptions, config: Path | None) -> int:
     from janus_cli.up import up
 
     return up(options, config)
 
 
-def _status(options: StatusOptions, _: Path | None) -> int:
-    from janus_cli.status import status
-
-    return status(options)
-
-
 def _down(options: DownOptions, _: Path | None) -> None:
     from janus.cluster.down import stop_cluster
 
     stop_cluster(options.name, timeout_s=options.timeout_s)
-
-
-def _scale(options: ScaleOptions, _: Path | None) -> int:
-    from janus_cli.operate import scale
-
-    return scale(options)
-
-
-def _drain(options: DrainOptions, _: Path | None) -> int:
-    from janus_cli.operate import drain
-
-    return drain(options)
-
-
-def _restart(options: RestartOptions, _: Path | None) -> int:
-    from janus_cli.operate import restart
-
-    return restart(options)
-
-
-def _chat(options: ChatOptions, _: Path | None) -> int:
-    from janus_cli.chat import chat
-
-    return chat(options)
-
-
-def _doctor(options: DoctorOptions, _: Path | None) -> int:
-    from janus_cli.doctor import doctor
-
-    return doctor(options)
-
-
-def _demo(options: DemoOptions, _: Path | None) -> int:
-    from janus_cli.demo import demo
-
-    return demo(options)
 
 
 def _chaos() -> typer.Typer:
@@ -110,14 +80,14 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     add_command(app, "up", UpOptions, _up)
-    add_command(app, "status", StatusOptions, _status)
-    add_command(app, "scale", ScaleOptions, _scale)
-    add_command(app, "drain", DrainOptions, _drain)
-    add_command(app, "restart", RestartOptions, _restart)
+    add_command(app, "status", StatusOptions, _of("status", "status"))
+    add_command(app, "scale", ScaleOptions, _of("operate", "scale"))
+    add_command(app, "drain", DrainOptions, _of("operate", "drain"))
+    add_command(app, "restart", RestartOptions, _of("operate", "restart"))
     add_command(app, "down", DownOptions, _down)
-    add_command(app, "chat", ChatOptions, _chat)
-    add_command(app, "doctor", DoctorOptions, _doctor)
-    add_command(app, "demo", DemoOptions, _demo)
+    add_command(app, "chat", ChatOptions, _of("chat", "chat"))
+    add_command(app, "doctor", DoctorOptions, _of("doctor", "doctor"))
+    add_command(app, "demo", DemoOptions, _of("demo", "demo"))
     app.add_typer(_chaos(), name="chaos")
     app.add_typer(_trace(), name="trace")
     add_command(app, "version", VersionOptions, _version)

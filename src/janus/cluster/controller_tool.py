@@ -15,12 +15,13 @@ from janus.cluster.instances import Started
 from janus.cluster.sizes import Sizes
 from janus.cluster.status import fetch_status
 from janus.config.options import Transport
-from janus.errors import JanusError, LinkError
+from janus.errors import DeadlineExceeded, JanusError, LinkBroken, LinkError
 from janus.messages import PROTOCOL_VERSION, Message
 from janus.messages.control import ClusterView, Fatal, Identity, StatusReport
 from janus.transport.endpoint import connect
 from janus.transport.link import InFrame, Link
 
+_NAME = "the placement-controller"
 _CONNECT_TIMEOUT_S, _CALL_TIMEOUT_S = 5.0, 5.0
 
 
@@ -38,7 +39,8 @@ class Controller(Protocol):
         """What it knows.
 
         Raises:
-            JanusError: it does not answer.
+            DeadlineExceeded: it accepts questions, and answers none.
+            LinkBroken: it cannot be reached.
         """
 
 
@@ -54,16 +56,18 @@ class ControllerTool:
         """See ``Controller.expect``."""
         answer = await self._call(sizes.message())
         if isinstance(answer, Fatal):
-            raise JanusError(f"the placement-controller refuses: {answer.problem}")
+            raise JanusError(f"{_NAME} refuses: {answer.problem}")
         if not isinstance(answer, ClusterView):
-            raise JanusError(f"the placement-controller answered a size with {type(answer).__name__}")
+            raise JanusError(f"{_NAME} answered a size with {type(answer).__name__}")
 
     async def status(self) -> StatusReport:
         """See ``Controller.status``."""
         try:
             return await fetch_status(f"http://127.0.0.1:{self.find().ops_port}")
+        except httpx.TimeoutException as error:
+            raise DeadlineExceeded(_NAME, "does not answer in time") from error
         except (httpx.HTTPError, ValueError) as error:
-            raise JanusError(f"the placement-controller does not answer ({type(error).__name__})") from error
+            raise LinkBroken(_NAME, f"does not answer ({type(error).__name__})") from error
 
     async def _call(self, message: Message) -> Message:
         identity = Identity(
@@ -88,7 +92,7 @@ class ControllerTool:
             finally:
                 await link.close("done")
         except LinkError as error:
-            raise JanusError(f"the placement-controller does not answer: {error}; see janus status") from error
+            raise JanusError(f"{_NAME} does not answer: {error}; see janus status") from error
 
 
 class _Quiet:

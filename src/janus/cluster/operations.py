@@ -126,8 +126,8 @@ class Operations:
 
     async def _add(self, names: list[str], sizes: Sizes) -> None:
         before = self.sizes
+        await self._expect(sizes)
         try:
-            await self._expect(sizes)
             async with asyncio.TaskGroup() as group:
                 for name in names:
                     group.create_task(self._start(name), name=f"start[{name}]")

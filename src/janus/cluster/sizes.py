@@ -48,7 +48,7 @@ class Sizes:
         """
         return replace(
             self,
-            **{field: self._resolve(field, text) for field, text in wanted.items() if text is not None and text != ""},
+            **{field: self._resolve(field, text) for field, text in wanted.items() if text is not None},
         )
 
     def _resolve(self, field: str, text: str | int) -> int:

@@ -24,7 +24,7 @@ from janus.cluster.sizes import Sizes
 from janus.cluster.state import ClusterState, InstanceState, RunDirectory
 from janus.cluster.status import fetch_status, what_is_missing
 from janus.config import UpOptions
-from janus.errors import LaunchError
+from janus.errors import DeadlineExceeded, LaunchError, LinkError
 
 #: Seconds between two looks at the gateways' /ready, and how often progress is told.
 _POLL_S = 0.1
@@ -194,10 +194,10 @@ class Supervisor:
             if controller is None:
                 continue
             try:
-                report = await fetch_status(self.controller_ops)
-            except httpx.TimeoutException:
+                report = await self.operations.controller.status()
+            except DeadlineExceeded:
                 hung = [controller] if self._hung.silent(controller, now=loop.time()) else []
-            except (httpx.HTTPError, ValueError):
+            except LinkError:
                 continue  # it starts, or ends: others see to that
             else:
                 hung = self._hung.hung(report, self.fleet.running(), now=loop.time())

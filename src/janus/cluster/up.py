@@ -20,9 +20,10 @@ from janus.cluster.instances import plan_instances
 from janus.cluster.local import LocalLauncher
 from janus.cluster.state import RunDirectory
 from janus.cluster.supervisor import Supervisor
-from janus.config import UpOptions
+from janus.config import CommonOptions, UpOptions
 from janus.config.sources import load_config
 from janus.errors import ConfigError
+from janus.runtime import logs
 from janus.runtime.sockets import BACKLOG, open_tcp
 
 #: Called once the cluster serves, with the supervisor; the cluster stops when it returns.
@@ -44,6 +45,8 @@ async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str
     if port.level == "problem":
         raise ConfigError("--port", f"{options.port} {port.detail}", port.remedy)
     tables = load_config(config) if config else {}
+    # What this process does is told to the user; its libraries only speak of trouble, and never on stdout.
+    logs.configure(CommonOptions(name="up", log_level="warning", log_format=options.log_format), role="supervisor")
     secret = secrets.token_urlsafe(32)
     fixed = fixed_options(os.environ, tables)
     specs = plan_instances(options, cores=usable_cores(), fixed=fixed)

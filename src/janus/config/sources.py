@@ -57,7 +57,7 @@ def resolve(cls: type[T], *, cli: Table, environ: Mapping[str, str], config: Pat
         found = _find(item, service, cli=cli, environ=environ, tables=tables, config=config)
         if found is None:
             if item.required:
-                remedy = f"pass {item.flag} {item.metavar}"
+                remedy = f"pass {item.flag}" + (f" {item.metavar}" if item.flag.startswith("-") else "")
                 remedy += f" or set {env_name(service, item)}" if service else ""
                 raise ConfigError(item.flag, "is required", remedy)
             continue
