@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from janus.core.placing.problem import Holding, LayerProblem
 
-#: A target this much worse than the best is taken where it has fewer replicas to load.
-TOLERANCE = 0.01
+#: A target that loads all its replicas anew must be this much better than one that loads none.
+MOVING_COSTS = 0.05
 
 
 def kept(problem: LayerProblem) -> Holding:
@@ -99,19 +99,19 @@ def matched(problem: LayerProblem, holding: Holding) -> Holding:
     return result
 
 
-def choose(problem: LayerProblem, candidates: Iterable[Holding], score: Callable[[Holding], float]) -> Holding:
-    """Return one of ``candidates``, or what is in force: never worse than this by ``score``, of which less is better.
+def weighted(problem: LayerProblem, holding: Holding, score: float) -> float:
+    """Return ``score``, of which less is better, raised by up to ``MOVING_COSTS`` for what ``holding`` must load."""
+    loads = np.count_nonzero(holding & ~problem.held)
+    return score * (1 + MOVING_COSTS * loads / int(problem.quotas.sum()))
 
-    Of those that are within ``TOLERANCE`` of the best, the one with the fewest replicas to load.
+
+def choose(problem: LayerProblem, candidates: Iterable[Holding], score: Callable[[Holding], float]) -> Holding:
+    """Return the best of ``candidates`` and of what is in force by their ``weighted`` scores, of which less is better.
+
+    Never one that has a worse score than what is in force, the loads left aside.
     """
     options = [problem.held, *candidates] if problem.in_place else list(candidates)
     scores = [score(each) for each in options]
-    limit = min(scores) + TOLERANCE * abs(min(scores))
-    if problem.in_place:
-        limit = min(limit, scores[0])
-    loads = [int((each & ~problem.held).sum()) for each in options]
-    best = min(
-        (index for index, value in enumerate(scores) if value <= limit),
-        key=lambda index: (loads[index], scores[index], index),
-    )
-    return options[best]
+    limit = scores[0] if problem.in_place else np.inf
+    allowed = [index for index, value in enumerate(scores) if value <= limit]
+    return options[min(allowed, key=lambda index: (weighted(problem, options[index], scores[index]), index))]

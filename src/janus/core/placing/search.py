@@ -7,6 +7,7 @@ from itertools import zip_longest
 import numpy as np
 import numpy.typing as npt
 
+from janus.core.placing.nearby import weighted
 from janus.core.placing.objective import Batches
 from janus.core.placing.problem import Holding, LayerProblem
 
@@ -19,10 +20,12 @@ _CHOICES = 12_000
 _MOST = 240
 #: Changes that are judged before the search gives up on a placement; the best by their guessed gain.
 _TRIES = 24
+#: Better by less than this is not better: sums of floats differ by as much.
+_EPSILON = 1e-9
 
 
 def improved(problem: LayerProblem, holding: Holding, batches: Batches) -> Holding:
-    """Return ``holding``, or one with a smaller mean a_max on ``batches`` that exchanges lead to.
+    """Return ``holding``, or one with a smaller mean a_max on ``batches``, ``weighted``, that exchanges lead to.
 
     Two changes are tried for the host that is slowest most often: one of its replicas changes places with one of
     another host, or another host gets a second replica of one of its experts, for a replica that others cover. They are
@@ -30,18 +33,21 @@ def improved(problem: LayerProblem, holding: Holding, batches: Batches) -> Holdi
     by a count of judgements, so the result depends on nothing but the arguments.
     """
     left = min(_MOST, _CHOICES // max(1, int((holding.sum(axis=0) > 1).sum())))
-    times = batches.times(holding, problem.speeds)
-    best = float(times.max(axis=1).mean())
+
+    def judged(holding: Holding) -> tuple[float, _Floats]:
+        times = batches.times(holding, problem.speeds)
+        return weighted(problem, holding, float(times.max(axis=1).mean())), times
+
+    best, times = judged(holding)
     while left > 0:
         for change in _changes(problem, holding, batches, times)[: min(_TRIES, left)]:
             left -= 1
             candidate = holding.copy()
             for host, expert in change:
                 candidate[host, expert] ^= True
-            times_then = batches.times(candidate, problem.speeds)
-            then = float(times_then.max(axis=1).mean())
-            if then < best - 1e-9:
-                holding, times, best = candidate, times_then, then
+            score, times_then = judged(candidate)
+            if score < best * (1 - _EPSILON):
+                holding, best, times = candidate, score, times_then
                 break
         else:
             break

@@ -35,7 +35,7 @@ class LayerSlots:
         self._want, self._in_use = want, in_use
         #: int32[G, C], the next placement.
         self.slots = now.copy()
-        self._have = np.zeros_like(want)
+        self._have: npt.NDArray[np.bool_] = np.zeros(want.shape, dtype=bool)
         host, slot = np.nonzero(now != EMPTY)
         self._have[host, now[host, slot]] = True
         #: bool[G, C]: slots that an epoch in use has an expert in.
@@ -126,9 +126,9 @@ class LayerSlots:
 
         Hosts that are to hold nothing are about to leave, so they come last.
         """
-        stays = self._want.any(axis=1)
+        stays = self._want.any(axis=1).tolist()
         open_ = [host for host in np.flatnonzero(~self._have[:, expert]).tolist() if self._room(host) > 0]
-        return max(open_, key=lambda host: (bool(stays[host]), self._room(host)), default=-1)
+        return max(open_, key=lambda host: (stays[host], self._room(host)), default=-1)
 
     def _drop_stale(self) -> None:
         """Drop what the target has not there and others have, each expert's last replica never."""
@@ -155,10 +155,10 @@ class LayerSlots:
             if lacks and self._park(host, lacks):
                 return
         for host in np.argsort(-missing.sum(axis=1), kind="stable").tolist():
-            frees_another = missing[host] & ((self._have & self._want).sum(axis=0) == 0)
-            spare = self._have[host] & self._want[host] & (self._have.sum(axis=0) > 1)
-            if frees_another.any() and spare.any():
-                self._drop(host, int(np.flatnonzero(spare)[0]))
+            frees_another = missing[host, ~(self._have & self._want).any(axis=0)].any()
+            spare = np.flatnonzero(self._have[host] & self._want[host] & (self._have.sum(axis=0) > 1))
+            if frees_another and len(spare):
+                self._drop(host, int(spare[0]))
                 return
 
     def _park(self, host: int, lacks: int) -> bool:

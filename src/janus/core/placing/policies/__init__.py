@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from janus.core.placing.contract import PlacingPolicy
-from janus.core.placing.policies.activation_aware import activation_aware
-from janus.core.placing.policies.eplb import eplb
-from janus.core.placing.policies.static import static
+from janus.core.placing.policies.activation_aware import place_activation_aware
+from janus.core.placing.policies.eplb import place_eplb
+from janus.core.placing.policies.static import place_static
 
-POLICIES: dict[str, PlacingPolicy] = {"static": static, "eplb": eplb, "activation-aware": activation_aware}
+POLICIES: dict[str, PlacingPolicy] = {
+    "static": place_static,
+    "eplb": place_eplb,
+    "activation-aware": place_activation_aware,
+}
 
-__all__ = ["POLICIES", "activation_aware", "eplb", "static"]
+__all__ = ["POLICIES"]

@@ -20,7 +20,7 @@ BATCHES = (4, 16, 64)
 SAMPLES = 32
 
 
-def activation_aware(request: PlacingRequest) -> Held:
+def place_activation_aware(request: PlacingRequest) -> Held:
     """Keep experts that are active together on different hosts, and let no host activate many; nodes spread.
 
     A ``PlacingPolicy``. Its own objective is the mean a_max of batches drawn from the trace, for the hosts' speeds;

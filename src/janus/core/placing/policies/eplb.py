@@ -15,7 +15,7 @@ from janus.core.placing.replicas import replica_counts
 _EXCHANGES = 64
 
 
-def eplb(request: PlacingRequest) -> Held:
+def place_eplb(request: PlacingRequest) -> Held:
     """Spread tokens evenly over the hosts, for their speeds; without statistics, deal evenly.
 
     A ``PlacingPolicy``. Its own objective is ``token_imbalance``.

@@ -8,7 +8,7 @@ from janus.core.placing.nearby import kept
 from janus.core.placing.problem import Holding, LayerProblem, as_held, as_holding, problems
 
 
-def static(request: PlacingRequest) -> Held:
+def place_static(request: PlacingRequest) -> Held:
     """Deal experts round-robin, and spare slots to the busiest; what is in force stays as far as it can.
 
     A ``PlacingPolicy``. Its own objective is that every host has its quota, so what is in force on the same hosts with
