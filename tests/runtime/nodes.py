@@ -12,12 +12,17 @@ import torch
 from janus.config.options import ExchangeName
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS
+from janus.core.slowness import Slowness
 from janus.exchange.choice import ModeChoice
 from janus.exchange.remote import RemoteExchange
 from janus.messages.control import Identity, PlacementTable, Role
 from janus.runtime.expert_engine import ExpertEngine
 from janus.transport import Link, LinkHandler, TransportKind, connect, listen, shared_pool
 from tests.runtime.world import LAYERS, SECRET
+
+
+#: Where those transports listen that need an address.
+HOSTS: dict[TransportKind, str] = {"ucx": "127.0.0.1", "tcp": "127.0.0.1"}
 
 
 class MakeEngine(Protocol):
@@ -75,14 +80,17 @@ async def start_nodes(
     experts_gate: bool = False,
     dispatch_timeout_s: float = 5.0,
     kind: TransportKind = "inproc",
+    between: TransportKind = "inproc",
+    slowness: Callable[[], Slowness | None] = lambda: None,
 ) -> Nodes:
     """Start ``attention`` ({instance: node}) and the instances of ``table``, all linked as they should be.
 
-    ``kind``: of the links within a node; with "shm" all frames lie in this process's shared memory.
+    ``kind``: of the links within a node; with "shm" all frames lie in this process's shared memory. ``between``: of
+    those between attention and expert instances. ``slowness``: makes what says who is late.
     """
     world = Nodes(table=table)
     ports: dict[tuple[str, TransportKind], int] = {}
-    kinds: tuple[TransportKind, ...] = tuple(dict.fromkeys(("inproc", kind)))
+    kinds: tuple[TransportKind, ...] = tuple(dict.fromkeys((between, kind)))
     pool = shared_pool() if kind == "shm" else None
 
     async def serve(role: Role, name: str, node: str, handler: LinkHandler) -> None:
@@ -93,16 +101,22 @@ async def start_nodes(
 
         for each in kinds:
             listener = await listen(
-                each, "", 0, identity=identity(role, name, node), secret=SECRET, handler_factory=factory, pool=pool
+                each,
+                HOSTS.get(each, ""),
+                0,
+                identity=identity(role, name, node),
+                secret=SECRET,
+                handler_factory=factory,
+                pool=pool,
             )
             stack.push_async_callback(listener.close)
             ports[name, each] = listener.port
 
-    async def dial(
-        role: Role, name: str, node: str, to: str, handler: LinkHandler, *, kind: TransportKind = "inproc"
-    ) -> Link:
+    async def dial(role: Role, name: str, node: str, to: str, handler: LinkHandler, *, kind: TransportKind) -> Link:
         me = identity(role, name, node)
-        return await connect(kind, "", ports[to, kind], identity=me, secret=SECRET, handler=handler, pool=pool)
+        return await connect(
+            kind, HOSTS.get(kind, ""), ports[to, kind], identity=me, secret=SECRET, handler=handler, pool=pool
+        )
 
     expert_nodes = dict(zip(table.instances, table.nodes, strict=True))
     siblings: dict[str, dict[str, Link]] = {name: {} for name in (*expert_nodes, *attention)}
@@ -120,6 +134,7 @@ async def start_nodes(
             dispatch_timeout_s=dispatch_timeout_s,
             choice=ModeChoice(exchange),
             experts_gate=experts_gate,
+            slowness=slowness(),
         )
         stack.push_async_callback(made_exchange.close)
         await serve("attention", name, node, made_exchange)
@@ -133,7 +148,7 @@ async def start_nodes(
             own = world.attention[name]
             for to in expert_nodes:
                 if down(own.links.get(to)):
-                    own.links[to] = await dial("attention", name, node, to, own)
+                    own.links[to] = await dial("attention", name, node, to, own, kind=between)
             for other, other_node in attention.items():
                 if other != name and other_node == node and down(siblings[name].get(other)):
                     siblings[name][other] = await dial("attention", name, node, other, own, kind=kind)

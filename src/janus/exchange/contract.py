@@ -74,7 +74,7 @@ class ExpertExchange(Protocol[ReceiptT]):
         answers to be dropped on arrival.
 
         Raises:
-            InstanceLost: an instance died or did not answer within the dispatch deadline, and an expert is nowhere else.
+            InstanceLost: an instance died or did not answer within the deadline, and an expert is nowhere else.
             ReplicaMissing: likewise, an instance does not hold what the placement says; plan again with a newer epoch.
         """
 

@@ -53,10 +53,11 @@ class Endurance(Reach):
         siblings: dict[str, Link] | None,
         choice: ModeChoice | None,
         timeout_s: float,
+        slowness: Slowness,
     ) -> None:
         super().__init__(own=own, links=links, siblings=siblings, choice=choice)
         self._timeout_s = timeout_s
-        self._slowness = Slowness(timeout_s=timeout_s)
+        self._slowness = slowness
         #: Instances that lack what the epoch in force says, among those that are suspected.
         self._stale: set[str] = set()
         #: What the scheduler is told that instances have to do already: ``None`` unless one is slow.

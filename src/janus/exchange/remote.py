@@ -15,6 +15,7 @@ from janus.core.exchange_cost import DispatchShape
 from janus.core.exchange_routes import MODES, gathers, leader
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
+from janus.core.slowness import Slowness
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.bundles import Batch, Bundles, Plan, reject
 from janus.exchange.choice import Decision, ModeChoice
@@ -59,6 +60,7 @@ class RemoteExchange(Endurance):
         device: torch.device | None = None,
         choice: ModeChoice | None = None,
         experts_gate: bool = False,
+        slowness: Slowness | None = None,
     ) -> None:
         """Args:
         own: this instance's name.
@@ -71,8 +73,16 @@ class RemoteExchange(Endurance):
         device: where activations come from and go to; the CPU unless given.
         choice: picks the way; always direct unless given.
         experts_gate: whether expert instances gate and schedule.
+        slowness: says when an instance is late, and for how long it is left out then.
         """
-        super().__init__(own=own, links=links, siblings=siblings, choice=choice, timeout_s=dispatch_timeout_s)
+        super().__init__(
+            own=own,
+            links=links,
+            siblings=siblings,
+            choice=choice,
+            timeout_s=dispatch_timeout_s,
+            slowness=slowness or Slowness(timeout_s=dispatch_timeout_s),
+        )
         self._experts_gate = experts_gate
         self._scheduler = scheduler
         self._gate_flags = Flags.EGATE | SCHEDULER_NAMES.index(scheduler_name) << SCHEDULER_SHIFT
