@@ -49,7 +49,7 @@ class ControlClient:
                     else:
                         return
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(type(error).__name__) from error
         raise JanusError(f"cluster {self._name} ended before {operation} was done")
 
     def instances(self) -> dict[str, Any]:
@@ -63,10 +63,12 @@ class ControlClient:
                 found: dict[str, Any] = client.get("/instances").raise_for_status().json()
                 return found
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(type(error).__name__) from error
 
     @contextmanager
     def _client(self, timeout: httpx.Timeout) -> Iterator[httpx.Client]:
+        if not self._path.exists():
+            raise self._unreachable("no socket")
         with (
             unix_address(self._path) as address,
             httpx.Client(
@@ -75,9 +77,9 @@ class ControlClient:
         ):
             yield client
 
-    def _unreachable(self, error: httpx.HTTPError) -> JanusError:
+    def _unreachable(self, problem: str) -> JanusError:
         return JanusError(
-            f"cluster {self._name} does not take operations ({type(error).__name__} at {self._path}); "
+            f"cluster {self._name} does not take operations ({problem}: {self._path}); "
             "it does so from its ready: line until it stops"
         )
 
