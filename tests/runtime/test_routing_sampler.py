@@ -84,7 +84,8 @@ def test_of_many_tokens_about_as_many_as_wanted_are_sampled_evenly(tokens: int) 
         seen += sample.seen
         if report:  # by then it knows how many there are
             rows.update(numbers_of(sample))
-    assert seen == steps * tokens * reports
+    # What came after the last sampled step is for the next report.
+    assert 0 <= steps * tokens * reports - seen <= 2 * 20_000 / 64 + tokens
     assert 0.75 * 64 <= rows.total() / (reports - 1) <= 1.25 * 64
     # A fixed gap would meet the same rows of every batch: here each half of the batch has its part.
     if tokens > 1:

@@ -25,10 +25,11 @@ MAX_ROWS = 8
 class SampledRows:
     """The sampled rows of one step that is being computed. Steps in flight at the same time have one each."""
 
-    __slots__ = ("_ids", "_rows")
+    __slots__ = ("_ids", "_rows", "seen")
 
-    def __init__(self, rows: list[int]) -> None:
-        """``rows``: indices of the step's tokens."""
+    def __init__(self, rows: list[int], seen: int) -> None:
+        """``rows``: indices of the step's tokens. ``seen``: tokens since the sampled step before, this one included."""
+        self.seen = seen
         self._rows = torch.tensor(rows)
         self._ids: list[torch.Tensor] = []
 
@@ -57,9 +58,9 @@ class RoutingSampler:
         self._max_rows = max_rows
         self._random = random.Random(seed)
         self._mean_gap = 1
-        #: Tokens until the next one that is sampled.
+        #: Tokens until the next one that is sampled, and what that was after the last sampled step.
         self._until = self._start = 1 if per_report else 1 << 62
-        #: Tokens seen since the last report, up to the last sampled step.
+        #: Tokens seen since the last report, up to the last sampled step that has ended.
         self._seen = 0
         self._kept: list[npt.NDArray[np.uint16]] = []
         self._tokens = 0
@@ -79,6 +80,7 @@ class RoutingSampler:
     def keep(self, sampled: SampledRows) -> None:
         """Take in the rows of a step that was computed to its end; those of others are just forgotten."""
         ids = sampled.collect()
+        self._seen += sampled.seen
         # Twice what is wanted: load may have grown by as much since the gap was chosen.
         room = 2 * self._per_report - self._tokens
         if room > 0:
@@ -89,19 +91,18 @@ class RoutingSampler:
         """Return what was sampled since the last call, and choose the gap by what was seen; ``None`` for nothing."""
         if not self._tokens:
             return None
-        self._seen += self._start - self._until
         self._mean_gap = max(1, round(self._seen / self._per_report))
         ids = np.concatenate(self._kept, axis=1)
         layers, tokens, top_k = ids.shape
-        message = RoutingSample(
-            layers=layers, tokens=tokens, top_k=top_k, expert_ids=ids.tobytes(), seen=max(self._seen, tokens)
-        )
+        message = RoutingSample(layers=layers, tokens=tokens, top_k=top_k, expert_ids=ids.tobytes(), seen=self._seen)
         self._kept, self._tokens, self._seen = [], 0, 0
-        self._until = self._start = self._gap()
+        unreported = self._start - self._until
+        self._until = self._gap()
+        self._start = self._until + unreported
         return message
 
     def _pick(self, tokens: int) -> SampledRows | None:
-        self._seen += self._start - self._until
+        seen = self._start - self._until
         rows = []
         row = tokens - 1 + self._until  # of the token at which the gap ended
         while row < tokens:
@@ -109,10 +110,11 @@ class RoutingSampler:
             row += self._gap()
         self._until = self._start = row - tokens + 1
         if self._tokens >= 2 * self._per_report:
+            self._seen += seen
             return None
         if len(rows) > self._max_rows:
             rows = [rows[i * len(rows) // self._max_rows] for i in range(self._max_rows)]
-        return SampledRows(rows)
+        return SampledRows(rows, seen)
 
     def _gap(self) -> int:
         return self._random.randint(1, 2 * self._mean_gap - 1)
