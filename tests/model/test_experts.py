@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +195,67 @@ def test_wrong_inputs_are_named(checkpoint: Checkpoint) -> None:
         bank.forward(0, x, slots, weights.double())
     with pytest.raises(ValueError, match="out is"):
         bank.forward(0, x, slots, weights, out=torch.empty(3, 3))
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+def test_more_slots_keep_what_is_held(checkpoint: Checkpoint, kernels: bool) -> None:
+    bank = make_bank(checkpoint, torch.float32, kernels)
+    x, weights = torch.randn(3, checkpoint.config.hidden_size), torch.ones(3, 1)
+    slots = torch.tensor([[0], [2], [3]], dtype=torch.int32)
+    before, read = bank.forward(0, x, slots, weights), checkpoint.bytes_read
+    bank.grow(NUM_SLOTS + 3)
+    assert torch.equal(bank.forward(0, x, slots, weights), before)
+    assert (bank.slots, checkpoint.bytes_read) == (NUM_SLOTS + 3, read)
+    with pytest.raises(ReplicaMissing):
+        bank.forward(0, x, torch.full((3, 1), NUM_SLOTS + 2, dtype=torch.int32), weights)
+    bank.load(checkpoint, 0, NUM_SLOTS + 2, bank.slot_expert[0][0])
+    assert torch.equal(
+        bank.forward(0, x[:1], torch.tensor([[NUM_SLOTS + 2]], dtype=torch.int32), weights[:1]), before[:1]
+    )
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_an_expert_may_be_copied_from_bank_to_bank(checkpoint: Checkpoint, dtype: torch.dtype, kernels: bool) -> None:
+    bank, other = make_bank(checkpoint, dtype, kernels), ExpertBank(checkpoint.config, 1, 1, dtype, kernels=kernels)
+    expert = bank.slot_expert[0][0]
+    weights = bank.weights(0, expert)
+    assert weights is not None
+    assert (bank.layout, weights.nbytes) == (other.layout, other.expert_nbytes)
+    other.room(0, 0).copy_(weights)
+    x, gate = torch.randn(4, checkpoint.config.hidden_size).to(dtype), torch.ones(4, 1)
+    zero = torch.zeros(4, 1, dtype=torch.int32)
+    with pytest.raises(ReplicaMissing):  # filled is not held
+        other.forward(0, x, zero, gate)
+    other.hold(0, 0, expert)
+    assert torch.equal(other.forward(0, x, zero, gate), bank.forward(0, x, zero, gate))
+    assert other.weights(0, expert + 1) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts pages as Linux does")
+def test_an_emptied_slot_takes_no_memory() -> None:
+    config = replace(random_config(), hidden_size=512, moe_intermediate_size=1024)
+    bank = ExpertBank(config, 1, 8, torch.float32)
+    if not bank.takes_addresses:
+        pytest.skip("no kernels: torch's allocator keeps what is freed")
+    gate_up, down = torch.ones(2048, 512), torch.ones(512, 1024)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    empty = resident()
+    for slot in range(8):
+        bank.room(0, slot).fill_(1)
+        bank.hold(0, slot, slot)
+    full = resident()
+    assert full - empty > 7 * bank.expert_nbytes
+    for slot in range(6):
+        bank.unload(0, slot)
+    assert full - resident() > 5 * bank.expert_nbytes
+    assert bank.resident_nbytes == 2 * bank.expert_nbytes
+    assert bool((bank.room(0, 6) == 1).all())
+    # And may be filled again.
+    bank._layers[0].fill(0, gate_up, down)
+    bank.hold(0, 0, 5)
+    y = bank.forward(0, torch.zeros(1, 512), torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1))
+    assert torch.equal(y, torch.zeros(1, 512))

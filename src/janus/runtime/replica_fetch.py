@@ -56,9 +56,9 @@ class ReplicaFetcher:
         """Fill the free ``slot`` with ``expert`` as ``peer`` holds it; returns the seconds that the peer took.
 
         Raises:
-            LinkError: the peer cannot be reached, went away, was too late (``DeadlineExceeded``), or sent something
-                else (``ProtocolViolation``).
-            ReplicaMissing: it refused.
+            LinkError: the peer cannot be reached, went away, was too late (``DeadlineExceeded``), sent something else
+                (``ProtocolViolation``), or can give nothing that would be of use here.
+            ReplicaMissing: it does not have this one, or not now.
         """
         loop = asyncio.get_running_loop()
         link = await self.reach.to(peer)
@@ -117,8 +117,11 @@ class ReplicaFetcher:
         """Take a refusal in."""
         found = self._waiting.get(request_id)
         if found is not None and found[0] is link and not found[1].done():
-            name = link.peer.instance
-            found[1].set_exception(ReplicaMissing(f"{name}: {message.code}: {message.problem}", instances=(name,)))
+            name, problem = link.peer.instance, f"{message.code}: {message.problem}"
+            if message.code in ("not_here", "busy"):
+                found[1].set_exception(ReplicaMissing(f"{name}: {problem}", instances=(name,)))
+            else:
+                found[1].set_exception(LinkError(name, problem))
 
     def lost(self, link: Link, error: LinkError) -> None:
         """A link is down: what is asked over it will not come."""

@@ -119,8 +119,9 @@ class ReplicaOffers:
         self._busy = False
         link, request_id, message = asked.link, asked.request_id, asked.message
         if generation != self._generation():
-            # Its memory may have been given back while it was copied.
-            self._refuse(link, request_id, "not_here", "replicas were taken away meanwhile")
+            # Its memory may have been given back while it was copied: once more, if it is still held.
+            self._limit.give(message.nbytes)
+            self._asked.appendleft(asked)
         elif (error := checksum.exception()) is not None:
             log.error("replica_not_sent", peer=link.peer.instance, problem=str(error))
             self._refuse(link, request_id, "not_here", f"it cannot be read: {error}")

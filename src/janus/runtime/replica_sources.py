@@ -89,7 +89,8 @@ class ReplicaSources:
                     self._choice.measured(source, bank.expert_nbytes, seconds)
                     self.bytes_from_peers += bank.expert_nbytes
             except (CheckpointError, LinkError, ReplicaMissing) as error:
-                self._choice.failed(source, now())
+                if not isinstance(error, ReplicaMissing):  # which says nothing of the next one
+                    self._choice.failed(source, now())
                 log.warning("replica_source_failed", source=source or "checkpoint", problem=str(error))
                 if problem is None or isinstance(error, CheckpointError):
                     problem = error
