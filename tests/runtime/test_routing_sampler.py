@@ -29,7 +29,8 @@ async def start(checkpoint: Checkpoint, local: LocalExchange) -> AsyncIterator[S
 def add_layer(sampled: SampledRows, layer: int, first: int, tokens: int) -> None:
     """Route the step's tokens, numbered from ``first``: each one's experts tell its number and the layer."""
     numbers = torch.arange(first, first + tokens, dtype=torch.int32)[:, None] * LAYERS + layer
-    sampled.add(sampled.of(torch.cat([numbers, numbers + 30_000], dim=1)))
+    ids = torch.cat([numbers, numbers + 30_000], dim=1)
+    sampled.add(ids if first % 2 else sampled.of(ids))  # both ways
 
 
 def step(sampler: RoutingSampler, first: int, tokens: int) -> bool:

@@ -252,7 +252,7 @@ class AttentionEngine:
             weights_TK, ids_TK = (None, None) if exchange.experts_gate else model.route(layer, x_TH)
             if sampled is not None:
                 # Where the experts gate, a few rows are gated here too: a row's experts do not depend on its company.
-                sampled.add(model.route(layer, sampled.of(x_TH))[1] if ids_TK is None else sampled.of(ids_TK))
+                sampled.add(model.route(layer, sampled.of(x_TH))[1] if ids_TK is None else ids_TK)
             watch.lap("gate_ns")
             receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
             turns.pause(watch.lap("dispatch_ns"))
