@@ -126,9 +126,9 @@ class LayerSlots:
 
         Hosts that are to hold nothing are about to leave, so they come last.
         """
-        stays = self._want.any(axis=1).tolist()
+        stays = set(np.nonzero(self._want)[0].tolist())
         open_ = [host for host in np.flatnonzero(~self._have[:, expert]).tolist() if self._room(host) > 0]
-        return max(open_, key=lambda host: (stays[host], self._room(host)), default=-1)
+        return max(open_, key=lambda host: (host in stays, self._room(host)), default=-1)
 
     def _drop_stale(self) -> None:
         """Drop what the target has not there and others have, each expert's last replica never."""
