@@ -15,8 +15,10 @@ from janus.errors import JanusError
 from janus.messages.control import Heartbeat, Member, StatusReport
 from janus_cli.console import output
 from janus_cli.options import StatusOptions
+from janus_cli.placement_lines import placement_lines
 
 _ROLES = ("controller", "gateway", "attention", "expert")
+_NUMBERS = ("running", "waiting", "in flight", "KV", "tokens", "steps", "epoch", "memory", "heard")
 _COLOURS = {"ready": "green", "joining": "yellow", "draining": "yellow", "failed": "red"}
 
 
@@ -33,8 +35,7 @@ def status(options: StatusOptions) -> int:
         print(msgspec.json.format(msgspec.json.encode({"report": report, "problems": found}), indent=2).decode())
         return 1 if found else 0
     console.print(instances_table(report))
-    console.print(f"placement epoch: {_epoch(report)}")
-    if line := _scheduling(report):
+    for line in placement_lines(report):
         console.print(line)
     if options.layers:
         show_layers(console, report)
@@ -43,42 +44,19 @@ def status(options: StatusOptions) -> int:
     return 1 if found else 0
 
 
-def _epoch(report: StatusReport) -> str:
-    if report.view.placement is not None:
-        return str(report.view.placement.epoch)
-    expected = [*report.view.missing, *(member.instance for member in report.view.members if member.role == "expert")]
-    if any(name.startswith("expert") for name in expected):
-        return "none yet: experts are missing or loading"
-    return "none: experts are in the attention instances (monolithic)"
-
-
-def _scheduling(report: StatusReport) -> str:
-    """Which scheduler the attention instances use, and how good its choices were; empty when there is none."""
-    parts = []
-    for name in sorted({heartbeat.scheduler for heartbeat in report.heartbeats.values() if heartbeat.scheduler}):
-        shares = [
-            heartbeat.proven_share
-            for heartbeat in report.heartbeats.values()
-            if heartbeat.scheduler == name and heartbeat.proven_share is not None
-        ]
-        proven = f" ({min(shares):.1%} of its choices proven the best possible)" if shares else ""
-        parts.append(f"{name}{proven}")
-    return f"scheduler: {', '.join(parts)}" if parts else ""
-
-
 def instances_table(report: StatusReport) -> Table:
     """One row per instance, also for those that are missing."""
     table = Table(box=None, pad_edge=False)
     for column in ("instance", "node", "address", "state"):
         table.add_column(column, no_wrap=True)
-    for column in ("running", "waiting", "KV", "tokens", "steps", "epoch", "memory", "heard"):
+    for column in _NUMBERS:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold", min_width=12)
     for member in sorted(report.view.members, key=lambda member: (_ROLES.index(member.role), member.instance)):
         age = report.heartbeat_age_s.get(member.instance)
         table.add_row(*_row(member, report.heartbeats.get(member.instance), age))
     for name in report.view.missing:
-        table.add_row(name, "", "", "[red]missing[/red]", *[""] * 8, "has not registered")
+        table.add_row(name, "", "", "[red]missing[/red]", *[""] * len(_NUMBERS), "has not registered")
     return table
 
 
@@ -91,21 +69,22 @@ def _row(member: Member, heartbeat: Heartbeat | None, age_s: float | None) -> li
         f"[{colour}]{member.state}[/{colour}]",
     ]
     if heartbeat is None:
-        return [*row, *[""] * 8, ""]
-    requests = member.role in ("gateway", "attention")
+        return [*row, *[""] * len(_NUMBERS), ""]
+    model, requests = member.role in ("attention", "expert"), member.role in ("gateway", "attention")
     why = heartbeat.reason
     if heartbeat.unreachable:
         why = "; ".join(filter(None, [why, f"cannot reach {', '.join(heartbeat.unreachable)}"]))
     return [
         *row,
         str(heartbeat.running) if requests else "",
-        str(heartbeat.waiting) if requests else "",
+        str(heartbeat.waiting),
+        str(heartbeat.in_flight) if model else "",
         f"{heartbeat.kv_usage:.0%}" if member.role == "attention" else "",
         str(heartbeat.tokens),
         str(heartbeat.steps),
         str(heartbeat.loaded_epoch) if member.role == "expert" else "",
         f"{heartbeat.rss_bytes / 2**20:.0f} MiB",
-        "" if age_s is None else f"{age_s:.1f} s ago",
+        "" if age_s is None else f"{age_s:.1f} s",
         why,
     ]
 

@@ -210,10 +210,12 @@ def lacking(report: StatusReport, name: str, started: Started | None) -> str:
     # The member of a process before this one listened elsewhere.
     if member is None or (member.port, member.ops_port) != (started.port, started.ops_port):
         return f"{name} has not registered"
+    beat = report.heartbeats.get(name)
     if member.state != "ready":
-        beat = report.heartbeats.get(name)
         return f"{name} is {member.state}" + (f": {beat.reason}" if beat is not None and beat.reason else "")
     placement = report.view.placement
     if started.role == "expert" and (placement is None or name not in placement.instances):
         return f"{name} has no part in the placement in force yet"
+    if beat is not None and beat.unreachable:
+        return f"{name} cannot reach {', '.join(beat.unreachable)}"
     return ""

@@ -23,7 +23,7 @@ async def fetch_status(ops_url: str, *, timeout_s: float = 2.0) -> StatusReport:
 
 
 def problems(report: StatusReport) -> list[str]:
-    """Return, instance by instance, what keeps the cluster from being whole; empty when all is well."""
+    """Return what keeps the cluster from being as it should be, instance by instance; empty when all is well."""
     found = [f"{name} has not registered" for name in report.view.missing]
     for member in report.view.members:
         heartbeat = report.heartbeats.get(member.instance)
@@ -35,7 +35,7 @@ def problems(report: StatusReport) -> list[str]:
             found.append(f"{member.instance} is {member.state}" + (f": {heartbeat.reason}" if heartbeat.reason else ""))
         if heartbeat.unreachable:
             found.append(f"{member.instance} cannot reach {', '.join(heartbeat.unreachable)}")
-    return found
+    return [*found, *(reason for reason in report.degraded if reason not in found)]
 
 
 def what_is_missing(report: StatusReport) -> str:
