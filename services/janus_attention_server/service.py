@@ -44,6 +44,8 @@ class AttentionServer(ModelServer):
             on_listening=self.listening,
             on_news=lambda news: to_control(self._on_news, news),
             on_experts=lambda state: to_control(self._on_experts, state),
+            on_placement=lambda: to_control(self.client.report_now),
+            on_routing=lambda sample: to_control(self.client.post, sample),
         )
         self._metrics = AttentionMetrics(self.registry, scheduler=options.scheduler)
         self._scheduler = "" if options.experts == "local" else options.scheduler
@@ -75,12 +77,21 @@ class AttentionServer(ModelServer):
     # -- ModelServer ---------------------------------------------------------------------------------------------
 
     def register(self) -> Register:
-        return Register(host=self.common.host, port=self.port, pid=self.process.pid, ops_port=self.ops_port)
+        return Register(
+            host=self.common.host,
+            port=self.port,
+            pid=self.process.pid,
+            ops_port=self.ops_port,
+            placement=self._stepping.placement(),
+        )
 
     def heartbeat(self) -> Heartbeat:
         health, stats = self.context.health, self._stats()
-        times = self._stepping.exchange_times()
+        times, dispatching = self._stepping.exchange_times(), self._stepping.dispatching()
         return Heartbeat(
+            oldest_epoch=dispatching.oldest_epoch,
+            suspects=dispatching.suspects,
+            in_flight=dispatching.in_flight,
             state=health.state,
             reason=health.reason,
             unreachable=self._unreachable,

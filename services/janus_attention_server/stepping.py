@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import structlog
@@ -20,7 +20,7 @@ from janus.exchange.choice import ModeChoice
 from janus.exchange.contract import ExpertExchange
 from janus.exchange.local import LocalExchange
 from janus.exchange.remote import RemoteExchange
-from janus.messages.control import ClusterView, Identity, Refused
+from janus.messages.control import ClusterView, Identity, PlacementTable, Refused, RoutingSample
 from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.experts import ExpertBank
@@ -33,6 +33,7 @@ from janus.runtime.link_meter import LinkMeter
 from janus.runtime.listening import listen_as
 from janus.runtime.node_links import NodeLinks
 from janus.runtime.peers import PeerSet
+from janus.runtime.routing_sampler import REPORT_EVERY_S, RoutingSampler
 from janus_attention_server.sessions import Sessions
 
 log = structlog.get_logger()
@@ -51,6 +52,15 @@ class ExpertsState:
     unreachable: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatching:
+    """What heartbeats say of the exchange; see ``Heartbeat``."""
+
+    oldest_epoch: int = 0
+    suspects: list[str] = field(default_factory=list)
+    in_flight: int = 0
+
+
 class Stepping:
     """Everything that lives on the step loop. ``run`` builds it there; the other methods are called there too."""
 
@@ -63,14 +73,24 @@ class Stepping:
         on_listening: Callable[[int], None],
         on_news: Callable[[list[StepNews]], None],
         on_experts: Callable[[ExpertsState], None],
+        on_placement: Callable[[], None],
+        on_routing: Callable[[RoutingSample], None],
     ) -> None:
-        """``on_listening``, ``on_news`` and ``on_experts`` are called on the step loop, and carry over to control."""
+        """The callbacks are called on the step loop, and carry over to control. ``on_placement``: another placement is
+        planned with.
+        """
         self._options = options
         self._checkpoint = checkpoint
         self._identity = identity
         self._on_listening = on_listening
         self._on_news = on_news
         self._on_experts = on_experts
+        self._on_routing = on_routing
+        rate = options.routing_sample_rate * REPORT_EVERY_S
+        # Where the experts gate, sampled rows are gated here as well, which costs as much as several without.
+        self._routing = RoutingSampler(round(rate if options.gate == "attention" else rate / 8))
+        self._routing_due = False
+        self._on_placement = on_placement
         self._sessions = Sessions(lambda: self.engine)
         self._unreported: list[StepNews] = []
         self._draining = False
@@ -80,6 +100,10 @@ class Stepping:
         self._node: NodeLinks | None = None
         self._meter: LinkMeter | None = None
         self._port = 0
+        #: Since when, by the loop's clock, experts that could be reached cannot; ``None``: they can, or never could.
+        self._lost_at: float | None = None
+        self._reached_experts = False
+        self._give_up: asyncio.TimerHandle | None = None
         self.engine: AttentionEngine | None = None
 
     async def run(self) -> None:
@@ -101,12 +125,15 @@ class Stepping:
                 micro_batches=policy_for(self._options.micro_batches),
                 recovery_timeout_s=self._options.recovery_timeout_s,
                 publish=self._publish,
+                routing=self._routing,
             )
             await self._dial()
             garbage.settle()
             try:
                 await self.engine.run()
             finally:
+                if self._give_up is not None:
+                    self._give_up.cancel()
                 await exchange.close()
                 if self._meter is not None:
                     await self._meter.close()
@@ -149,10 +176,18 @@ class Stepping:
         if not self._unreported:
             asyncio.get_running_loop().call_later(_REPORT_EVERY_S, self._report)
         self._unreported.append(news)
+        if self._routing.pending and not self._routing_due:
+            self._routing_due = True
+            asyncio.get_running_loop().call_later(REPORT_EVERY_S, self._report_routing)
 
     def _report(self) -> None:
         news, self._unreported = self._unreported, []
         self._on_news(news)
+
+    def _report_routing(self) -> None:
+        self._routing_due = False
+        if (sample := self._routing.take()) is not None:
+            self._on_routing(sample)
 
     def _admit(self, identity: Identity) -> Refused | None:
         if identity.role not in ("gateway", "tool"):
@@ -174,6 +209,20 @@ class Stepping:
         await self._sessions.flush(timeout_s)
         if self._unreported:
             self._report()
+
+    def placement(self) -> PlacementTable | None:
+        """The placement that dispatches are planned with. May be called from another thread."""
+        placement = None if self._remote is None else self._remote.placement
+        return None if placement is None else placement.to_table()
+
+    def dispatching(self) -> Dispatching:
+        """What the exchange is doing. May be called from another thread."""
+        remote = self._remote
+        if remote is None:
+            return Dispatching()
+        return Dispatching(
+            oldest_epoch=remote.oldest_epoch(), suspects=list(remote.suspects()), in_flight=remote.in_flight()
+        )
 
     def exchange_times(self) -> dict[str, int]:
         """Sums of ``ExchangeTimes``; empty in monolithic mode. May be read from another thread."""
@@ -254,6 +303,7 @@ class Stepping:
         elif current is None or current.epoch != table.epoch:
             remote.set_placement(Placement.from_table(table))
             log.info("placement_in_force", epoch=table.epoch, instances=table.instances)
+            self._on_placement()
         self._tell_experts()
 
     def _links_changed(self) -> None:
@@ -268,10 +318,34 @@ class Stepping:
         if self.engine is None:
             return
         remote = self._remote
+        if self._give_up is not None:
+            self._give_up.cancel()
+            self._give_up = None
         if remote is None or remote.ready():
-            self._on_experts(ExpertsState(ready=True, reason="", unreachable=[]))
+            self._reached_experts, self._lost_at = True, None
+            without = () if remote is None else remote.without()
+            reason = f"plans without {', '.join(without)}" if without else ""
+            self._on_experts(ExpertsState(ready=True, reason=reason, unreachable=self._unreachable()))
             return
         missing = remote.missing()
         reason = f"not linked to {', '.join(missing)}" if missing else "no placement covers every expert"
-        unreachable = self._peers.unreachable() if self._peers is not None else []
-        self._on_experts(ExpertsState(ready=False, reason=reason, unreachable=unreachable))
+        recovering = self._is_recovering()
+        if recovering:
+            reason = f"requests wait for experts to come back: {reason}"
+        self._on_experts(ExpertsState(ready=recovering, reason=reason, unreachable=self._unreachable()))
+
+    def _is_recovering(self) -> bool:
+        """Whether requests are still welcome: lost experts are mostly back sooner than a client would ask again."""
+        if not self._reached_experts:
+            return False
+        loop = asyncio.get_running_loop()
+        if self._lost_at is None:
+            self._lost_at = loop.time()
+        left = self._lost_at + self._options.recovery_timeout_s - loop.time()
+        if left <= 0:
+            return False
+        self._give_up = loop.call_later(left, self._tell_experts)
+        return True
+
+    def _unreachable(self) -> list[str]:
+        return self._peers.unreachable() if self._peers is not None else []

@@ -11,10 +11,12 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from janus.config.options import ControllerOptions
-from janus.core.membership import Membership, ModelShape, roster
+from janus.core.epochs import ModelShape
+from janus.core.membership import Membership
 from janus.core.membership_events import (
     Action,
     Event,
+    ExpectedSet,
     HeartbeatSeen,
     LeaveSeen,
     LinkLost,
@@ -29,6 +31,8 @@ from janus.core.membership_events import (
     Tick,
 )
 from janus.core.membership_events import Registered as RegisteredEvent
+from janus.core.placing import POLICIES
+from janus.core.roster import roster
 from janus.errors import LinkError
 from janus.messages import Message
 from janus.messages.control import (
@@ -42,6 +46,8 @@ from janus.messages.control import (
     Refused,
     Register,
     Registered,
+    RoutingSample,
+    SetExpected,
     StatusRequest,
 )
 from janus.model.checkpoint import Checkpoint
@@ -50,6 +56,9 @@ from janus.runtime.listening import listen_as
 from janus.runtime.service import ServiceContext
 from janus.transport.link import InFrame, Link
 from janus_placement_controller.activations import read_activations
+from janus_placement_controller.rebalancing import Rebalancer
+from janus_placement_controller.statistics import RoutedModel, Statistics
+from janus_placement_controller.trace_http import trace_route
 
 log = structlog.get_logger()
 
@@ -59,21 +68,44 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
     checkpoint = await asyncio.to_thread(Checkpoint.open, options.model)
     config, fingerprint = checkpoint.config, checkpoint.fingerprint
     checkpoint.close()
-    shape = ModelShape(
-        num_layers=config.num_moe_layers,
-        num_experts=config.num_experts,
-        activations=read_activations(options.activations, config.num_moe_layers, config.num_experts)
-        if options.activations
-        else None,
+    layers, experts = config.num_moe_layers, config.num_experts
+    prior = read_activations(options.activations, layers, experts) if options.activations else None
+    registry = CollectorRegistry()
+    statistics = Statistics(
+        RoutedModel(fingerprint=fingerprint, num_layers=layers, num_experts=experts, top_k=config.top_k),
+        registry,
+        state_dir=options.state_dir,
+        max_age_s=options.activations_max_age_s,
+        prior=prior,
     )
-    await ControllerService(context, options, shape, fingerprint).run()
+    statistics.restore()
+    shape = ModelShape(num_layers=layers, num_experts=experts, activations=prior)
+    async with statistics.kept():
+        await ControllerService(
+            context,
+            options,
+            shape=shape,
+            fingerprint=fingerprint,
+            # Gate, up and down projection, as most checkpoints have them: 2 bytes each.
+            bytes_per_expert=3 * config.hidden_size * config.moe_intermediate_size * 2,
+            registry=registry,
+            statistics=statistics,
+        ).run()
 
 
 class ControllerService:
     """One loop, no step loop: everything here is short."""
 
     def __init__(
-        self, context: ServiceContext, options: ControllerOptions, shape: ModelShape, fingerprint: str
+        self,
+        context: ServiceContext,
+        options: ControllerOptions,
+        *,
+        shape: ModelShape,
+        fingerprint: str,
+        bytes_per_expert: int,
+        registry: CollectorRegistry,
+        statistics: Statistics,
     ) -> None:
         self._context = context
         self._options = options
@@ -87,12 +119,22 @@ class ControllerService:
             now=time.monotonic(),
             # Milliseconds of wall clock: grows from one start of a controller to the next.
             first_version=int(time.time() * 1000),
+            policy=POLICIES[options.placement],
+            fill=options.slots_per_instance,
+        )
+        self._rebalancer = Rebalancer(
+            self._membership,
+            options,
+            bytes_per_expert=bytes_per_expert,
+            activity=statistics.activity,
+            apply=self.handle,
         )
         #: Registered instances' links, by name.
         self._links: dict[str, Link] = {}
         #: dtype that this cluster serves: that of the first instance that states one.
         self._dtype = ""
-        self._registry = CollectorRegistry()
+        self._registry = registry
+        self._statistics = statistics
         self._gauges = {
             name: Gauge(f"janus_cluster_{name}", text, registry=self._registry)
             for name, text in (
@@ -100,6 +142,11 @@ class ControllerService:
                 ("missing", "Expected instances that are not there"),
                 ("epoch", "Placement epoch in force, 0 for none"),
                 ("view_version", "Version of the newest view"),
+                ("degraded", "Reasons why the cluster is not as it should be; 0 = all is well"),
+                ("replicas_least", "Replicas of the expert that has the fewest, over all layers"),
+                ("replicas", "Replicas in the placement in force, over all layers"),
+                ("move_seconds", "From issue to outcome of the last change of the placement"),
+                ("move_bytes", "Bytes that the last change of the placement loaded"),
             )
         }
 
@@ -108,7 +155,13 @@ class ControllerService:
         context, common = self._context, self._context.common
         ops, ops_port = None, 0
         if common.ops_port >= 0:
-            app = ops_app(context.health, self._registry, status=self._status, refresh=self._refresh)
+            app = ops_app(
+                context.health,
+                self._registry,
+                status=self._status,
+                refresh=self._refresh,
+                more=[trace_route(self._statistics, context.secret)],
+            )
             ops = HttpServer(app, host=common.host, port=common.ops_port, field="--ops-port")
             ops_port = ops.port
             await ops.start()
@@ -121,11 +174,17 @@ class ControllerService:
         try:
             context.announce(port=listener.port, ops_port=ops_port)
             context.health.set("ready")
-            await self._judge_silence()
+            await self._serve_until_stopped()
         finally:
             await listener.close()
             if ops is not None:
                 await ops.close()
+
+    async def _serve_until_stopped(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            rebalancing = tasks.create_task(self._rebalancer.run(), name="rebalance")
+            await self._judge_silence()
+            rebalancing.cancel()
 
     async def _judge_silence(self) -> None:
         """Tick until the end, but not right after this process was held up itself: then it could hear nobody.
@@ -164,6 +223,9 @@ class ControllerService:
                 self._do(action)
             except LinkError as error:
                 log.warning("message_dropped", action=type(action).__name__, problem=str(error))
+        degraded = self._membership.degraded
+        if self._context.health.set("ready", "; ".join(degraded)):
+            log.info("health_changed", **self._context.health.report())
 
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
         """One message of an instance or a tool."""
@@ -177,6 +239,14 @@ class ControllerService:
                 self.handle(PlacementLoadedSeen(instance=name, message=message, now=now, incarnation=incarnation))
             case Leave():
                 self.handle(LeaveSeen(instance=name, reason=message.reason, now=now, incarnation=incarnation))
+            case RoutingSample():
+                self._statistics.on_sample(name, message)
+            case SetExpected():
+                size = ExpectedSet(
+                    gateways=message.gateways, attention=message.attention, experts=message.experts, now=now
+                )
+                self.handle(size)
+                link.reply(request_id, self._membership.view)
             case StatusRequest():
                 link.reply(request_id, self._membership.report(now))
             case _:
@@ -191,8 +261,6 @@ class ControllerService:
             self.handle(LinkLost(instance=name, now=time.monotonic(), incarnation=link.peer.incarnation))
 
     def _register(self, link: Link, request_id: int, register: Register, now: float) -> None:
-        if not register.slots and link.peer.role == "expert":
-            register = msgspec.structs.replace(register, slots=self._options.slots_per_instance)
         actions = self._membership.handle(RegisteredEvent(identity=link.peer, register=register, now=now))
         refusals = [
             action
@@ -252,14 +320,24 @@ class ControllerService:
     def _status(self) -> dict[str, object]:
         report: dict[str, object] = msgspec.to_builtins(self._membership.report(time.monotonic()))
         report["waiting_for"] = self._membership.waiting_for
+        report["statistics"] = self._statistics.status()
         return report
 
     def _refresh(self) -> None:
         view: ClusterView = self._membership.view
+        self._statistics.refresh()
         self._gauges["members"].set(sum(member.state != "failed" for member in view.members))
         self._gauges["missing"].set(len(view.missing))
         self._gauges["epoch"].set(view.placement.epoch if view.placement else 0)
         self._gauges["view_version"].set(view.version)
+        report = self._membership.report(time.monotonic())
+        counts = [count for layer in report.replicas for count in layer]
+        self._gauges["degraded"].set(len(report.degraded))
+        self._gauges["replicas_least"].set(min(counts, default=0))
+        self._gauges["replicas"].set(sum(counts))
+        if report.last_move is not None:
+            self._gauges["move_seconds"].set(report.last_move.seconds)
+            self._gauges["move_bytes"].set(report.last_move.bytes_read)
 
 
 class _MemberHandler:

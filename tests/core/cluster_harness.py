@@ -63,8 +63,12 @@ def beat(
     loaded_epoch: int = 0,
     incarnation: str = "",
     reason: str = "",
+    oldest_epoch: int = 0,
+    suspects: tuple[str, ...] = (),
 ) -> HeartbeatSeen:
-    heartbeat = Heartbeat(state=state, loaded_epoch=loaded_epoch, reason=reason)
+    heartbeat = Heartbeat(
+        state=state, loaded_epoch=loaded_epoch, reason=reason, oldest_epoch=oldest_epoch, suspects=list(suspects)
+    )
     return HeartbeatSeen(instance=name, heartbeat=heartbeat, now=now, incarnation=incarnation)
 
 
@@ -112,12 +116,13 @@ def kinds(actions: list[Action]) -> list[str]:
 
 
 def check_view(view: ClusterView) -> None:
-    """What holds for every view: who is missing is not there, and a placement names only instances that are."""
+    """What holds for every view: who is missing is not there, and those who are have every expert of the placement."""
     present = {member.instance for member in view.members if member.state != "failed"}
     assert not present & set(view.missing)
     assert len({member.instance for member in view.members}) == len(view.members)
     if view.placement is not None:
         placement = Placement.from_table(view.placement)
-        assert set(placement.instances) <= present
+        gone = frozenset(placement.instances) - present
+        assert not gone or placement.without(gone) is not None
         assert (placement.num_layers, placement.num_experts) == (SHAPE.num_layers, SHAPE.num_experts)
         assert any(slot != EMPTY for layer in placement.slots for held in layer for slot in held)

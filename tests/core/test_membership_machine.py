@@ -1,4 +1,4 @@
-"""Random histories of a cluster: no view names an instance that has not loaded, numbers only grow, and it recovers."""
+"""Random histories of a cluster: who a view names has loaded or is gone, numbers only grow, and it recovers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from janus.core.membership import FROZEN_MOST_S
 from janus.core.membership_events import (
     Action,
     Event,
@@ -17,7 +18,8 @@ from janus.core.membership_events import (
     SendView,
     Tick,
 )
-from janus.messages.control import PlacementTable
+from janus.core.placement import Placement
+from janus.messages.control import InstanceState, PlacementTable
 from tests.core.cluster_harness import beat, check_view, cluster, loaded, lost, registered, role_of
 
 EXPERTS = ("expert-0", "expert-1", "expert-2", "expert-3")
@@ -72,9 +74,12 @@ class MembershipMachine(RuleBasedStateMachine):
         self.same_table(view.placement)
         assert view.placement.epoch >= self.epoch, "an epoch in force never goes back"
         self.epoch = view.placement.epoch
-        incarnations = {member.instance: member.incarnation for member in view.members}
-        for name in view.placement.instances:
-            assert (name, incarnations[name], view.placement.epoch) in self.has_loaded
+        there = {member.instance: member.incarnation for member in view.members if member.state != "failed"}
+        epoch = view.placement.epoch
+        holders = {name for name, incarnation in there.items() if (name, incarnation, epoch) in self.has_loaded}
+        gone = frozenset(view.placement.instances) - holders
+        assert not gone or Placement.from_table(view.placement).without(gone) is not None
+        assert view.oldest_epoch <= epoch
 
     def same_table(self, table: PlacementTable) -> None:
         assert self.tables.setdefault(table.epoch, table) == table, "an epoch number stands for one table"
@@ -125,6 +130,18 @@ class MembershipMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.asked) - 1))
         self.finish_load(index)
 
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def fail_to_load(self, data: st.DataObject) -> None:
+        """At the start it ends the instance; later the move is rolled back, and the instance gets nothing for a while."""
+        name, incarnation, epoch = self.asked.pop(data.draw(st.integers(0, len(self.asked) - 1)))
+        before = self.membership.view.placement
+        self.feed(loaded(name, epoch, incarnation=incarnation, now=self.now, error="the disk is gone"))
+        after = self.membership.view.placement
+        if before is not None and self.running.get(name) == incarnation:
+            assert after is not None
+            assert after.epoch == before.epoch
+
     def finish_load(self, index: int) -> None:
         name, incarnation, epoch = self.asked.pop(index)
         if self.running.get(name) == incarnation:
@@ -136,8 +153,9 @@ class MembershipMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float, silent: set[str]) -> None:
         self.now += seconds
         for name in sorted(set(self.running) - silent):
-            state = "draining" if name in self.draining else "ready"
-            self.feed(beat(name, state=state, now=self.now))  # type: ignore[arg-type]
+            state: InstanceState = "draining" if name in self.draining else "ready"
+            oldest = self.epoch if role_of(name) == "attention" else 0
+            self.feed(beat(name, state=state, now=self.now, oldest_epoch=oldest))
         self.feed(Tick(now=self.now))
 
     # -- and how it ends -------------------------------------------------------------------------------------------
@@ -151,18 +169,24 @@ class MembershipMachine(RuleBasedStateMachine):
         for name in (*self.roster_experts, "attention-0", "gateway-0"):
             if name not in self.running:
                 self.arrive(name)
-        while self.asked:
-            self.finish_load(0)
+        self.now += FROZEN_MOST_S  # whoever could not load may try again
+        for name in sorted(self.running):
+            self.feed(beat(name, now=self.now))
+        for _ in range(10):
+            while self.asked:
+                self.finish_load(0)
+            self.time_passes(0.1, set())
         view = self.membership.view
         if self.slots and self.slots * len(self.roster_experts) < 4 and view.missing:
             return  # too small for the model from the start: its experts were told so, and have exited
         assert view.missing == []
         wanted = {name for name in self.running if role_of(name) == "expert"}
-        needed = -(-4 // len(wanted))
-        if self.slots == 0 or self.slots >= needed:
+        if self.slots == 0 or self.slots * len(wanted) >= 4:
             assert view.placement is not None
             assert set(view.placement.instances) == wanted
-            assert len(view.placement.slots[0][0]) == (self.slots or needed)
+            held = [len(layer) for name in wanted for layer in Placement.from_table(view.placement).replicas(name)]
+            assert max(held) <= (self.slots or 4)
+            assert self.membership.degraded == []
 
 
 MembershipMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

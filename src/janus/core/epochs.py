@@ -1,21 +1,26 @@
-"""Placement epochs, made before broken: which placement is being loaded, and which is in force.
+"""Placement epochs, made before broken: which placement is being loaded, which is in force, and what comes next.
 
-An epoch number stands for one table, for ever. A table comes into force only when every instance in it has loaded its
-replicas, and leaves force when one of these instances is gone.
+An epoch number stands for one table, for ever. A table comes into force when every instance in it has loaded its
+replicas. What is wanted (the goal) is reached in one epoch or, where slots are still needed by dispatches of older
+epochs, in several. See docs/elasticity.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from janus.core.membership_events import Action, Log, SendLoad
-from janus.core.placement import Placement, static_placement
+from janus.core.placement import EMPTY, Placement
+from janus.core.placing.contract import Activity, Held, Host, PlacingPolicy, PlacingRequest
+from janus.core.placing.repair import repair
+from janus.core.placing.slotting import next_step
 from janus.errors import ConfigError
-from janus.messages.control import PlacementTable
+from janus.messages.control import Move, PlacementTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,8 +29,26 @@ class ModelShape:
 
     num_layers: int
     num_experts: int
-    #: float[num_layers, num_experts]: how often each expert was activated; ``None`` = all alike.
+    #: float[num_layers, num_experts]: how often each expert was activated, until more is known; ``None`` = all alike.
     activations: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An expert instance that is there."""
+
+    name: str
+    incarnation: str
+    node: str = ""
+    #: Replicas per MoE layer that it says it should hold, and that its memory holds; 0 = it did not say.
+    slots: int = 0
+    capacity: int = 0
+    speed: float = 1.0
+    loaded_epoch: int = 0
+    #: False: it leaves, and serves what it has until others have it.
+    wanted: bool = True
+    #: It could not load what it was given last: it serves what it has, and gets nothing new.
+    frozen: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -35,8 +58,7 @@ class _Epoch:
     placement: Placement
     #: {instance: incarnation} that it was planned for.
     holders: dict[str, str]
-    #: False: what was left of an earlier placement when an instance died.
-    full: bool
+    issued_at: float
     table: PlacementTable = field(init=False)
     waiting_for: set[str] = field(init=False)
 
@@ -44,147 +66,428 @@ class _Epoch:
         self.table = self.placement.to_table()
         self.waiting_for = set(self.holders)
 
-    def intact(self, alive: Mapping[str, str]) -> bool:
-        return all(alive.get(name) == incarnation for name, incarnation in self.holders.items())
+    @property
+    def number(self) -> int:
+        return self.placement.epoch
+
+    def gone(self, alive: Mapping[str, str]) -> frozenset[str]:
+        """Its instances that are not there any more, or only as another process."""
+        return frozenset(name for name, incarnation in self.holders.items() if alive.get(name) != incarnation)
+
+
+@dataclass(slots=True, eq=False)
+class _Goal:
+    """What the placement should become."""
+
+    reason: str
+    #: {host: experts per layer}; empty for an instance that leaves.
+    held: dict[str, list[tuple[int, ...]]]
+    #: The wanted instances that it was made for.
+    hosts: tuple[Host, ...]
+    reached: bool = False
+    #: For a goal that only repairs: when the survivors' placement is made anew.
+    redo_at: float | None = None
+    a_max: tuple[float, float] = (0.0, 0.0)
+
+
+#: Seconds that a dead expert instance has to come back, where every expert is still somewhere, before the survivors
+#: are given replicas for those that it had: loading them is wasted when it was only restarted.
+REPLACE_AFTER_S = 10.0
 
 
 class PlacementEpochs:
     """Issues epochs for the expert instances at hand. Pure: returns actions, sends nothing."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, *, policy: PlacingPolicy, fill: int = 0) -> None:
+        """``fill``: slots per instance and layer that should be used; 0 = as many as each instance says, or an even
+        share.
+        """
         self.shape = shape
+        self._policy = policy
+        self._fill = fill
+        #: What the router chose lately; replaced as samples come in.
+        self.activity = None if shape.activations is None else Activity(counts=shape.activations)
         self._last_number = 0
+        #: C, the numbering of slots; fixed by the first placement.
+        self._slots = 0
+        self._candidates: dict[str, Candidate] = {}
         self._in_force: _Epoch | None = None
-        #: The epoch that was in force last; it may be again, or parts of it.
-        self._last_good: _Epoch | None = None
-        #: Being loaded, in ascending order: at most one that is not full, and two that are.
-        self._pending: list[_Epoch] = []
+        #: Were in force before, and a dispatch may still name them.
+        self._older: list[_Epoch] = []
+        self._pending: _Epoch | None = None
+        self._goal: _Goal | None = None
+        #: The newest placement that attention instances used before this controller was started.
+        self._known: Placement | None = None
         #: Why the instances at hand cannot hold the model; empty when they can.
         self.problem = ""
+        #: Why the goal is not pursued; empty when it is.
+        self.stuck = ""
+        self.last_move: Move | None = None
+
+    # -- what is known ---------------------------------------------------------------------------------------------
 
     @property
     def in_force(self) -> PlacementTable | None:
-        """The table that dispatches may use now."""
-        return self._in_force.table if self._in_force is not None else None
+        """The table that dispatches may use now; instances in it that are gone are to be planned without."""
+        return self._in_force.table if self._in_force is not None and self._is_covered(self._in_force) else None
 
     @property
     def was_in_force(self) -> bool:
         """Whether any epoch ever was."""
-        return self._last_good is not None
+        return self._in_force is not None
+
+    @property
+    def placement(self) -> Placement | None:
+        """The placement in force, or last in force."""
+        return None if self._in_force is None else self._in_force.placement
 
     @property
     def waiting_for(self) -> dict[int, list[str]]:
-        """The epochs being loaded, and which instances have not reported each."""
-        return {epoch.table.epoch: sorted(epoch.waiting_for) for epoch in self._pending}
+        """The epoch being loaded, and which instances have not reported it."""
+        return {} if self._pending is None else {self._pending.number: sorted(self._pending.waiting_for)}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the placement is what it should be, and every instance in it is there."""
+        goal = self._goal
+        whole = self._in_force is not None and not self._in_force.gone(self._alive)
+        return whole and self._pending is None and goal is not None and goal.reached
+
+    @property
+    def knows(self) -> bool:
+        """Whether a placement from before the start of this controller is known."""
+        return self._known is not None
+
+    @property
+    def oldest_in_force(self) -> int:
+        """The oldest epoch that a dispatch may still name, as far as it is known here; 0 for none."""
+        return min((epoch.number for epoch in self._named()), default=0)
+
+    def replicas(self) -> list[list[int]]:
+        """``[layer][expert]``: replicas in the placement in force that are there; empty when none is."""
+        if self._in_force is None:
+            return []
+        gone = self._in_force.gone(self._alive)
+        placement = self._in_force.placement.without(gone) if gone else self._in_force.placement
+        return [] if placement is None else placement.replica_count.tolist()
+
+    def request(self) -> PlacingRequest | None:
+        """Return what a policy would be asked now, to find a better placement; ``None`` while things change."""
+        if not self.settled or self._goal is None or self._in_force is None:
+            return None
+        return self._request(self._goal.hosts)
+
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def saw_epoch(self, number: int) -> None:
         """Never issue a number up to this one: an instance has loaded it from an earlier controller."""
         self._last_number = max(self._last_number, number)
 
-    def reconcile(
-        self,
-        *,
-        alive: Mapping[str, str],
-        wanted: tuple[str, ...] | None,
-        slots: int,
-        nodes: Mapping[str, str] | None = None,
-    ) -> list[Action]:
+    def remember(self, table: PlacementTable) -> None:
+        """An attention instance plans with ``table``, which an earlier controller has issued.
+
+        Raises:
+            ValueError: it is no placement of this model.
+        """
+        placement = Placement.from_table(table)
+        if (placement.num_layers, placement.num_experts) != (self.shape.num_layers, self.shape.num_experts):
+            raise ValueError(
+                f"the placement has {placement.num_layers} layers of {placement.num_experts} experts, "
+                f"the model {self.shape.num_layers} of {self.shape.num_experts}"
+            )
+        self.saw_epoch(placement.epoch)
+        if self._in_force is None and (self._known is None or placement.epoch > self._known.epoch):
+            self._known = placement
+
+    def reconcile(self, candidates: Sequence[Candidate], *, complete: bool, now: float) -> list[Action]:
         """Return what to do about the expert instances that exist now.
 
         Args:
-            alive: {instance: incarnation} of the expert instances that are registered, the draining ones included.
-            wanted: those that the placement should use, in order; ``None`` while an expected one is missing.
-            slots: per instance and layer that all of ``wanted`` have; 0 for as few as will do.
-            nodes: {instance: node}; ``None`` counts all as one node.
-
-        When all wanted instances are there, the model is placed on exactly these. When one died, what is left of the
-        placement serves on if every expert has a replica elsewhere, whether or not a full one is to follow.
+            candidates: those that are there, in order.
+            complete: whether all are there that the first placement waits for.
+            now: seconds of any monotonic clock.
         """
-        if wanted is None:
-            self.problem = ""
-        self._pending = [epoch for epoch in self._pending if epoch.intact(alive)]
-        if self._in_force is not None and not self._in_force.intact(alive):
-            self._in_force = None
+        self._candidates = {candidate.name: candidate for candidate in candidates}
         actions: list[Action] = []
-        if self._in_force is None and self._last_good is not None:
-            actions += self._restore(self._last_good, alive)
-        if wanted is not None:
-            actions += self._place({name: alive[name] for name in wanted}, slots, nodes)
-        return actions
+        if self._in_force is None:
+            actions += self._adopt(complete=complete, now=now)
+        pending = self._pending
+        if pending is not None and (gone := pending.gone(self._alive)):
+            actions += self._give_up(f"{', '.join(sorted(gone))} went away", now)
+        if self._returned() and pending is not None and self._goal is not None and self._goal.redo_at is not None:
+            # It was only a link: what the others were to load in its place is not needed.
+            actions += self._give_up("the lost instance is back", now)
+            self._goal = None
+        actions += self._choose(complete=complete, now=now)
+        return [*actions, *self._advance(now)]
 
-    def loaded(self, instance: str, number: int) -> list[Action]:
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed: an instance that was expected back may be given up."""
+        goal = self._goal
+        if goal is None or goal.redo_at is None or now < goal.redo_at or self._pending is not None:
+            return []
+        goal.redo_at = None
+        return [*self._aim("death", now), *self._advance(now)]
+
+    def loaded(self, instance: str, number: int, *, now: float, nbytes: int = 0) -> list[Action]:
         """Take an instance's report; the epoch comes into force with the last one."""
-        for epoch in self._pending:
-            if epoch.table.epoch == number and instance in epoch.waiting_for:
-                epoch.waiting_for.remove(instance)
-                if not epoch.waiting_for:
-                    self._enforce(epoch)
-                    return [_log("placement_in_force", epoch)]
-        return []
+        epoch = self._pending
+        if epoch is None or epoch.number != number or instance not in epoch.waiting_for:
+            return []
+        epoch.waiting_for.remove(instance)
+        if self.last_move is not None:
+            self.last_move = msgspec.structs.replace(self.last_move, bytes_read=self.last_move.bytes_read + nbytes)
+        if epoch.waiting_for:
+            return []
+        self._pending = None
+        self._enforce(epoch)
+        self._outcome("in force", now - epoch.issued_at)
+        return [_log("placement_in_force", epoch), *self._advance(now)]
+
+    def failed(self, instance: str, number: int, problem: str, *, now: float) -> list[Action]:
+        """``instance`` could not load its part of an epoch: it is rolled back, the one in force stays."""
+        if self._pending is None or self._pending.number != number:
+            return []
+        self._goal = None  # made for an instance that cannot do its part
+        return self._give_up(f"{instance}: {problem}", now, level="error")
+
+    def retire(self, oldest: int, *, now: float) -> list[Action]:
+        """No dispatch names an epoch below ``oldest`` any more: the slots that only those used are free."""
+        kept = [epoch for epoch in self._older if epoch.number >= oldest]
+        if len(kept) == len(self._older):
+            return []
+        self._older = kept
+        return self._advance(now)
+
+    def propose(self, request: PlacingRequest, held: Held, *, a_max: tuple[float, float], now: float) -> list[Action]:
+        """Move towards ``held``, which a policy answered to ``request``, unless things have changed since."""
+        if not self.settled or self._goal is None or self._in_force is None:
+            return []
+        if request.current is not self._in_force.placement or request.hosts != self._goal.hosts:
+            return []
+        self._goal = _Goal("balance", _by_host(request.hosts, held), request.hosts, a_max=a_max)
+        return self._advance(now)
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _alive(self) -> dict[str, str]:
+        return {name: candidate.incarnation for name, candidate in self._candidates.items()}
+
+    def _named(self) -> list[_Epoch]:
+        """The epochs that a dispatch may name, in order."""
+        return [*self._older, *([self._in_force] if self._in_force is not None else [])]
+
+    def _is_covered(self, epoch: _Epoch) -> bool:
+        gone = epoch.gone(self._alive)
+        return not gone or epoch.placement.without(gone) is not None
+
+    def _returned(self) -> bool:
+        return self._in_force is not None and not self._in_force.gone(self._alive)
+
+    def _adopt(self, *, complete: bool, now: float) -> list[Action]:
+        """Take what an earlier controller had in force, when those who hold it are there."""
+        known = self._known
+        if known is None:
+            return []
+        holders = {
+            name: candidate.incarnation if candidate.loaded_epoch >= known.epoch else ""
+            for name in known.instances
+            if (candidate := self._candidates.get(name)) is not None
+        }
+        there = {name for name, incarnation in holders.items() if incarnation}
+        if not complete and len(there) < len(known.instances):
+            return []
+        epoch = _Epoch(known, {name: holders.get(name, "") for name in known.instances}, now)
+        epoch.waiting_for.clear()
+        self._enforce(epoch)
+        self._slots = known.slots_per_instance
+        return [_log("placement_adopted", epoch)]
 
     def _enforce(self, epoch: _Epoch) -> None:
-        self._in_force = self._last_good = epoch
-        self._pending = [other for other in self._pending if other.table.epoch > epoch.table.epoch]
+        if self._in_force is not None:
+            self._older.append(self._in_force)
+        self._in_force = epoch
 
-    def _restore(self, last: _Epoch, alive: Mapping[str, str]) -> list[Action]:
-        """Bring back what was in force last: all of it when only a link was lost for a while, else what is left."""
-        if last.intact(alive):
-            self._enforce(last)
-            return [_log("placement_in_force_again", last)]
-        if any(not epoch.full for epoch in self._pending):
+    def _give_up(self, problem: str, now: float, *, level: str = "warning") -> list[Action]:
+        epoch = self._pending
+        if epoch is None:
             return []
-        old = last.placement
-        kept = [i for i, name in enumerate(old.instances) if alive.get(name) == last.holders[name]]
-        names = tuple(old.instances[i] for i in kept)
-        if not old.covered_by(frozenset(names)):
-            return []
-        rest = Placement(
-            epoch=self._next_number(),
-            num_experts=old.num_experts,
-            instances=names,
-            slots=tuple(tuple(layer[i] for i in kept) for layer in old.slots),
-            nodes=tuple(old.nodes[i] for i in kept) if old.nodes else (),
+        self._pending = None
+        if self._goal is not None:
+            self._goal.reached = False
+        self._outcome("rolled back", now - epoch.issued_at, problem)
+        fields: dict[str, object] = {"epoch": epoch.number, "problem": problem}
+        return [Log(level=level, event="placement_rolled_back", fields=fields)]  # type: ignore[arg-type]
+
+    def _choose(self, *, complete: bool, now: float) -> list[Action]:
+        """Set the goal, if what is there is not what the goal was made for."""
+        goal, hosts = self._goal, self._hosts()
+        if self._in_force is None:
+            if not complete or not hosts:
+                self.problem, self._goal = "", None
+                return []
+            return [] if goal is not None and goal.hosts == hosts else self._aim("start", now)
+        gone = self._in_force.gone(self._alive)
+        if gone:
+            if goal is not None and goal.redo_at is not None and goal.hosts == hosts:
+                return []
+            return self._mend(hosts, now)
+        if goal is None or goal.hosts != hosts:
+            before = {host.name for host in goal.hosts} if goal is not None else set(self._in_force.placement.instances)
+            names = {host.name for host in hosts}
+            return self._aim("join" if names - before else "leave" if before - names else "balance", now)
+        return []
+
+    def _hosts(self) -> tuple[Host, ...]:
+        hosts = []
+        for each in self._candidates.values():
+            capacity = self._capacity(each)
+            if each.wanted and capacity:
+                hosts.append(Host(name=each.name, node=each.node, capacity=capacity, speed=each.speed))
+        return tuple(hosts)
+
+    def _capacity(self, candidate: Candidate) -> int:
+        experts = self.shape.num_experts
+        if not candidate.frozen:
+            return min(candidate.slots or candidate.capacity or experts, self._slots or experts)
+        if self._in_force is None or candidate.name in self._in_force.gone(self._alive):
+            return 0
+        return max(map(len, self._in_force.placement.replicas(candidate.name)), default=0)
+
+    def _request(self, hosts: tuple[Host, ...]) -> PlacingRequest:
+        stated = max((self._candidates[host.name].slots for host in hosts if host.name in self._candidates), default=0)
+        return PlacingRequest(
+            num_layers=self.shape.num_layers,
+            num_experts=self.shape.num_experts,
+            hosts=hosts,
+            fill=stated or self._fill,
+            activity=self.activity,
+            current=None if self._in_force is None else self._renamed(self._in_force),
         )
-        self._pending.clear()  # a full one that is being loaded gets a higher number, so that numbers only grow
-        return self._issue(_Epoch(rest, {name: alive[name] for name in names}, full=False))
 
-    def _place(self, holders: dict[str, str], slots: int, nodes: Mapping[str, str] | None) -> list[Action]:
-        """Issue a placement on ``holders``, unless the newest full one is just that."""
-        issued = [*([self._in_force] if self._in_force else []), *self._pending]
-        newest = max((epoch for epoch in issued if epoch.full), key=lambda epoch: epoch.table.epoch, default=None)
-        if newest is not None and list(newest.holders.items()) == list(holders.items()):
-            self.problem = ""
-            return []
+    def _aim(self, reason: str, now: float) -> list[Action]:
+        """Let the policy say where the replicas should be."""
+        hosts = self._hosts()
+        request = self._request(hosts)
         try:
-            placement = static_placement(
-                num_layers=self.shape.num_layers,
-                num_experts=self.shape.num_experts,
-                instances=tuple(holders),
-                slots_per_instance=slots or None,
-                epoch=self._next_number(),
-                activations=self.shape.activations,
-                nodes=() if nodes is None else tuple(nodes[name] for name in holders),
-            )
+            held = self._policy(request)
         except ConfigError as error:
-            is_news, self.problem = str(error) != self.problem, str(error)
-            fields: dict[str, object] = {"problem": self.problem}
-            return [Log(level="error", event="placement_infeasible", fields=fields)] if is_news else []
+            self._goal = None
+            return self._infeasible(error)
         self.problem = ""
-        full = [epoch for epoch in self._pending if epoch.full]
-        if len(full) > 1:  # the oldest of them is the nearest to being loaded, so it stays
-            self._pending.remove(full[1])
-        return self._issue(_Epoch(placement, holders, full=True))
+        self._goal = _Goal(reason, _by_host(hosts, held), hosts)
+        return []
 
-    def _issue(self, epoch: _Epoch) -> list[Action]:
-        self._last_number = epoch.table.epoch
-        self._pending.append(epoch)
+    def _mend(self, hosts: tuple[Host, ...], now: float) -> list[Action]:
+        """Bring back the experts that are nowhere; the rest waits, as the lost instance may come back."""
+        assert self._in_force is not None
+        known = {host.name for host in self._goal.hosts} if self._goal is not None else set()
+        if known and {host.name for host in hosts} - known:
+            return self._aim("join", now)  # somebody came, perhaps the lost one: no need to wait
+        try:
+            held = repair(self._renamed(self._in_force), hosts)
+        except ConfigError as error:
+            self._goal = None
+            return self._infeasible(error)
+        self.problem = ""
+        self._goal = _Goal("death", _by_host(hosts, held), hosts, redo_at=now + REPLACE_AFTER_S)
+        return []
+
+    def _infeasible(self, error: ConfigError) -> list[Action]:
+        is_news, self.problem = str(error) != self.problem, str(error)
+        fields: dict[str, object] = {"problem": self.problem}
+        return [Log(level="error", event="placement_infeasible", fields=fields)] if is_news else []
+
+    def _renamed(self, epoch: _Epoch) -> Placement:
+        """The placement with those that are gone under names that nobody has: a restarted instance holds nothing."""
+        gone = epoch.gone(self._alive)
+        if not gone:
+            return epoch.placement
+        names = tuple(f"{name} (gone)" if name in gone else name for name in epoch.placement.instances)
+        return replace(epoch.placement, instances=names)
+
+    def _advance(self, now: float) -> list[Action]:
+        """Issue the next epoch on the way to the goal, if there is one."""
+        goal = self._goal
+        if goal is None or goal.reached or self._pending is not None:
+            return []
+        self._slots = self._slots or max(host.capacity for host in goal.hosts)
+        current = self._in_force
+        newest = None if current is None else self._renamed(current)
+        serving = () if newest is None else newest.instances
+        names = [name for name in self._candidates if name in goal.held or name in serving]
+        nothing: list[tuple[int, ...]] = [()] * self.shape.num_layers
+        step = next_step(
+            epoch=self._last_number + 1,
+            num_experts=self.shape.num_experts,
+            slots=self._slots,
+            hosts=names,
+            nodes=[self._candidates[name].node for name in names],
+            target=tuple(
+                tuple(goal.held.get(name, nothing)[layer] for name in names) for layer in range(self.shape.num_layers)
+            ),
+            current=newest,
+            # By one that has lost an expert nothing can be dispatched: its slots may be taken over.
+            in_use=[self._renamed(epoch) for epoch in self._named() if self._is_covered(epoch)],
+            capacities={host.name: host.capacity for host in goal.hosts},
+        )
+        self.stuck = ""
+        placement = None if step is None else _stripped(step.placement, goal.held)
+        if step is None or placement is None or (newest is not None and _same(placement, newest)):
+            goal.reached = step is not None and step.complete
+            if not goal.reached and not self._older:
+                self.stuck = "no slot is spare to move replicas through; give expert instances more slots"
+                goal.reached = True
+                fields: dict[str, object] = {"reason": goal.reason, "problem": self.stuck}
+                return [Log(level="warning", event="placement_unreachable", fields=fields)]
+            return []
+        goal.reached = step.complete
+        self._last_number = placement.epoch
+        holders = {name: self._candidates[name].incarnation for name in placement.instances}
+        epoch = self._pending = _Epoch(placement, holders, now)
+        self.last_move = Move(
+            epoch=placement.epoch,
+            reason=goal.reason,
+            outcome="loading",
+            replicas=len(step.loads),
+            a_max_before=goal.a_max[0],
+            a_max_after=goal.a_max[1],
+        )
         sends = [SendLoad(instance=name, table=epoch.table) for name in epoch.holders]
-        return [_log("placement_issued", epoch), *sends]
+        return [_log("placement_issued", epoch, reason=goal.reason, loads=len(step.loads)), *sends]
 
-    def _next_number(self) -> int:
-        return self._last_number + 1
+    def _outcome(self, outcome: str, seconds: float, problem: str = "") -> None:
+        if self.last_move is not None:
+            self.last_move = msgspec.structs.replace(self.last_move, outcome=outcome, seconds=seconds, problem=problem)
 
 
-def _log(event: str, epoch: _Epoch) -> Log:
-    fields: dict[str, object] = {"epoch": epoch.table.epoch, "experts": list(epoch.holders), "full": epoch.full}
+def _by_host(hosts: Sequence[Host], held: Held) -> dict[str, list[tuple[int, ...]]]:
+    return {host.name: [layer[i] for layer in held] for i, host in enumerate(hosts)}
+
+
+def _stripped(placement: Placement, wanted: Collection[str]) -> Placement:
+    """``placement`` without the instances that are to leave and hold nothing any more."""
+    kept = [
+        i
+        for i, name in enumerate(placement.instances)
+        if name in wanted or any(expert != EMPTY for layer in placement.slots for expert in layer[i])
+    ]
+    if len(kept) == len(placement.instances):
+        return placement
+    return Placement(
+        epoch=placement.epoch,
+        num_experts=placement.num_experts,
+        instances=tuple(placement.instances[i] for i in kept),
+        slots=tuple(tuple(layer[i] for i in kept) for layer in placement.slots),
+        nodes=tuple(placement.nodes[i] for i in kept) if placement.nodes else (),
+    )
+
+
+def _same(one: Placement, other: Placement) -> bool:
+    return (one.instances, one.slots, one.nodes) == (other.instances, other.slots, other.nodes)
+
+
+def _log(event: str, epoch: _Epoch, **more: object) -> Log:
+    fields: dict[str, object] = {"epoch": epoch.number, "experts": list(epoch.holders), **more}
     return Log(level="info", event=event, fields=fields)

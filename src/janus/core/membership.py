@@ -1,18 +1,20 @@
 """Who is in the cluster: the placement-controller's registry as a state machine.
 
 ``handle(event)`` returns what is to be done. Instances register, send heartbeats, drain and die; every change yields a
-new ``ClusterView``. The roster names the instances that the cluster was started with: they are ``missing`` while they
-are not there. Others may join and leave live.
+new ``ClusterView``. As many instances of each role are expected as the cluster was started with, or scaled to: while
+there are fewer, those of the roster that are not there are ``missing``. More may join and leave live.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
-from janus.core.epochs import ModelShape, PlacementEpochs
+from janus.core.epochs import Candidate, ModelShape, PlacementEpochs
 from janus.core.membership_events import (
     Action,
     Event,
+    ExpectedSet,
     HeartbeatSeen,
     LeaveSeen,
     LinkLost,
@@ -24,10 +26,13 @@ from janus.core.membership_events import (
     SendFatal,
     SendRegistered,
     SendView,
+    TargetProposed,
     Tick,
 )
-from janus.core.roster import MemberRecord, natural_order, roster
-from janus.messages.control import ClusterView, Identity, Role, StatusReport
+from janus.core.placing import POLICIES
+from janus.core.placing.contract import Activity, PlacingPolicy, PlacingRequest
+from janus.core.roster import MemberRecord, roster
+from janus.messages.control import ClusterView, Failure, Identity, Register, Role, StatusReport
 
 __all__ = ["Membership", "ModelShape", "roster"]
 
@@ -35,6 +40,13 @@ __all__ = ["Membership", "ModelShape", "roster"]
 #: by its link, within milliseconds; silence is for one that hangs. With 3 (1.5 s) an attention instance under 64
 #: streams was given up, alive, on two cores that five others wanted too.
 SILENT_AFTER_HEARTBEATS = 8
+#: The same for an expert instance that an attention instance waits for in vain: two witnesses are enough.
+SILENT_AFTER_HEARTBEATS_IF_SUSPECTED = 2.2
+#: An instance that could not load its replicas is given no new ones for so many seconds; doubled each time it happens.
+FROZEN_S, FROZEN_MOST_S = 10.0, 300.0
+#: How long a controller that finds expert instances loaded by an earlier one waits for the attention instances, which
+#: know the placement.
+RECALL_S = 5.0
 #: Seconds after which whatever the cluster still waits for is logged, at first and then again.
 FIRST_REPORT_S, REPORT_EVERY_S = 2.0, 5.0
 _MEMBER_ROLES: tuple[Role, ...] = ("gateway", "attention", "expert")
@@ -51,21 +63,26 @@ class Membership:
         heartbeat_s: float,
         now: float,
         first_version: int = 1,
+        policy: PlacingPolicy = POLICIES["static"],
+        fill: int = 0,
     ) -> None:
         """Args:
         expected: the roster, see ``roster``.
         now: when the controller started.
         first_version: of the first view. A controller that may have had a predecessor passes a number that grows
             from start to start, so that no instance takes its views for old ones.
+        policy, fill: see ``PlacementEpochs``.
         """
         self.heartbeat_s = heartbeat_s
-        self._expected = dict(expected)
+        self._expected: Counter[Role] = Counter(expected.values())
+        self._roster = dict(expected)
         self._members: dict[str, MemberRecord] = {}
-        self._epochs = PlacementEpochs(shape)
+        self._epochs = PlacementEpochs(shape, policy=policy, fill=fill)
         self._started = now
         self._report_at = now + FIRST_REPORT_S
+        self._last_failure: tuple[str, str, float] | None = None
         self._version = first_version - 1
-        self._view = ClusterView(version=self._version, members=[], missing=list(self._expected), placement=None)
+        self._view = ClusterView(version=self._version, members=[], missing=list(self._roster), placement=None)
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
@@ -76,8 +93,13 @@ class Membership:
 
     @property
     def missing(self) -> list[str]:
-        """Expected instances that are not there, in the order of the roster."""
-        return [name for name in self._expected if not self._is_there(name)]
+        """Instances of the roster that are not there, as many as there are too few; by role, in order."""
+        there = Counter(member.identity.role for member in self._members.values() if member.state != "failed")
+        missing: list[str] = []
+        for role in _MEMBER_ROLES:
+            names = [name for name, of in self._roster.items() if of == role and not self._is_there(name)]
+            missing += names[: max(0, self._expected[role] - there[role])]
+        return missing
 
     @property
     def waiting_for(self) -> list[str]:
@@ -87,6 +109,29 @@ class Membership:
             sentences += [f"{name} is loading the experts of epoch {epoch}" for name in names]
         return [*sentences, self._epochs.problem] if self._epochs.problem else sentences
 
+    @property
+    def degraded(self) -> list[str]:
+        """Why the cluster is not as it should be: one sentence per cause, empty when all is well."""
+        sentences = [f"{name} has not registered" for name in self.missing]
+        sentences += [text for text in (self._epochs.problem, self._epochs.stuck) if text]
+        for name, member in self._members.items():
+            if member.state != "failed" and member.load_problem:
+                sentences.append(f"{name} could not load its experts: {member.load_problem}")
+        sentences += [f"{name} is late for {by}" for name, by in sorted(self._suspected().items())]
+        table = self._epochs.in_force
+        if table is not None:
+            gone = [name for name in table.instances if not self._is_there(name)]
+            sentences += [f"{name} is gone, and others serve its experts" for name in gone]
+        return sentences
+
+    def placing_request(self) -> PlacingRequest | None:
+        """Return what to ask a policy, to find a better placement; ``None`` while the cluster is changing."""
+        return self._epochs.request()
+
+    def use_activity(self, activity: Activity) -> None:
+        """Place by ``activity`` from the next change on."""
+        self._epochs.activity = activity
+
     def report(self, now: float) -> StatusReport:
         """Return everything that ``janus status`` shows."""
         beats = {name: member.heartbeat for name, member in self._members.items() if member.heartbeat is not None}
@@ -95,7 +140,17 @@ class Membership:
             heartbeats=beats,
             heartbeat_age_s={name: now - self._members[name].last_seen for name in beats},
             started_s=now - self._started,
+            last_move=self._epochs.last_move,
+            last_failure=self._failure(now),
+            degraded=self.degraded,
+            replicas=self._epochs.replicas(),
         )
+
+    def _failure(self, now: float) -> Failure | None:
+        if self._last_failure is None:
+            return None
+        instance, why, at = self._last_failure
+        return Failure(instance=instance, why=why, age_s=now - at)
 
     # -- events ----------------------------------------------------------------------------------------------------
 
@@ -112,6 +167,11 @@ class Membership:
                 return self._on_leave(event)
             case PlacementLoadedSeen():
                 return self._on_loaded(event)
+            case ExpectedSet():
+                return self._on_expected(event)
+            case TargetProposed():
+                proposed = self._epochs.propose(event.request, event.held, a_max=event.a_max, now=event.now)
+                return [*proposed, *self._publish()]
             case Tick():
                 return self._on_tick(event.now)
 
@@ -140,38 +200,57 @@ class Membership:
             record.state = known.state  # the same process over a new link
         self._members[name] = record
         self._epochs.saw_epoch(register.loaded_epoch)
+        recalled = self._recall(register)
         fields: dict[str, object] = {"instance": name, "role": identity.role, "again": known is not None}
         return [
             SendRegistered(instance=name, heartbeat_s=self.heartbeat_s),
             Log(level="info", event="instance_registered", fields=fields),
-            *self._reconcile(identity.role),
+            *recalled,
+            *self._reconcile(event.now, identity.role),
             *self._publish(even_unchanged=True),
         ]
+
+    def _recall(self, register: Register) -> list[Action]:
+        """Learn the placement that an attention instance plans with."""
+        if register.placement is None:
+            return []
+        try:
+            self._epochs.remember(register.placement)
+        except ValueError as error:
+            return [Log(level="warning", event="placement_not_understood", fields={"problem": str(error)})]
+        return []
 
     def _on_heartbeat(self, event: HeartbeatSeen) -> list[Action]:
         member = self._live(event.instance, event.incarnation)
         if member is None:
             return []
         beat = event.heartbeat
+        before = 0 if member.heartbeat is None else member.heartbeat.oldest_epoch
         member.last_seen, member.heartbeat = event.now, beat
         if beat.state == "failed":
-            return self._fail(event.instance, beat.reason or "it reported a failure")
+            return self._fail(event.instance, beat.reason or "it reported a failure", event.now)
         actions: list[Action] = []
         if beat.loaded_epoch:
-            actions += self._epochs.loaded(event.instance, beat.loaded_epoch)
+            actions += self._epochs.loaded(event.instance, beat.loaded_epoch, now=event.now)
+        retires = beat.oldest_epoch != before
+        if retires:
+            actions += self._epochs.retire(self._oldest_epoch(), now=event.now)
+        if beat.suspects:
+            actions += self._judge_suspects(event.now)
         # Who has said Leave drains to its end, whatever a heartbeat that was on its way says.
         changed = member.state not in (beat.state, "draining")
         if changed:
             member.state = beat.state
         if changed and beat.state == "draining":
-            actions += self._reconcile(member.identity.role)
-        return [*actions, *self._publish()] if actions or changed else []
+            actions += self._reconcile(event.now, member.identity.role)
+        return [*actions, *self._publish()] if actions or changed or retires else []
 
     def _on_link_lost(self, event: LinkLost) -> list[Action]:
         member = self._live(event.instance, event.incarnation)
         if member is None:
             return []
-        return self._fail(event.instance, "it has left" if member.state == "draining" else "its link was lost")
+        why = "it has left" if member.state == "draining" else "its link was lost"
+        return self._fail(event.instance, why, event.now)
 
     def _on_leave(self, event: LeaveSeen) -> list[Action]:
         member = self._live(event.instance, event.incarnation)
@@ -180,8 +259,18 @@ class Membership:
         member.state = "draining"
         return [
             Log(level="info", event="instance_draining", fields={"instance": event.instance, "reason": event.reason}),
-            *self._reconcile(member.identity.role),
+            *self._reconcile(event.now, member.identity.role),
             *self._publish(),
+        ]
+
+    def _on_expected(self, event: ExpectedSet) -> list[Action]:
+        self._expected = Counter({"gateway": event.gateways, "attention": event.attention, "expert": event.experts})
+        self._roster = roster(attention=event.attention, experts=event.experts, gateways=event.gateways)
+        fields: dict[str, object] = {role: self._expected[role] for role in _MEMBER_ROLES}
+        return [
+            Log(level="info", event="cluster_size_set", fields=fields),
+            *self._reconcile(event.now),
+            *self._publish(even_unchanged=True),
         ]
 
     def _on_loaded(self, event: PlacementLoadedSeen) -> list[Action]:
@@ -190,25 +279,46 @@ class Membership:
             return []
         message = event.message
         if message.error:
+            return self._on_load_failed(event, member)
+        member.load_problem, member.load_failures = "", 0
+        actions = self._epochs.loaded(event.instance, message.epoch, now=event.now, nbytes=message.bytes_read)
+        return [*actions, *self._publish()]
+
+    def _on_load_failed(self, event: PlacementLoadedSeen, member: MemberRecord) -> list[Action]:
+        """The move is rolled back; at the start there is nothing to go back to, so the instance is told to give up."""
+        message, name = event.message, event.instance
+        if not self._epochs.was_in_force:
             problem = f"could not load its experts of epoch {message.epoch}: {message.error}"
-            incarnation = member.identity.incarnation
-            fatal = SendFatal(instance=event.instance, incarnation=incarnation, problem=problem)
-            return [fatal, *self._fail(event.instance, problem)]
-        return [*self._epochs.loaded(event.instance, message.epoch), *self._publish()]
+            fatal = SendFatal(instance=name, incarnation=member.identity.incarnation, problem=problem)
+            return [fatal, *self._fail(name, problem, event.now)]
+        rolled_back = self._epochs.failed(name, message.epoch, message.error, now=event.now)
+        if not rolled_back:
+            return []  # of an epoch that was given up already
+        member.load_problem = message.error
+        member.frozen_until = event.now + min(FROZEN_S * 2**member.load_failures, FROZEN_MOST_S)
+        member.load_failures += 1
+        return [*rolled_back, *self._reconcile(event.now), *self._publish()]
 
     def _on_tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
         limit = SILENT_AFTER_HEARTBEATS * self.heartbeat_s
         for name, member in tuple(self._members.items()):
             if member.state != "failed" and now - member.last_seen > limit:
-                actions += self._fail(name, f"no heartbeat for {now - member.last_seen:.1f} s")
+                actions += self._fail(name, f"no heartbeat for {now - member.last_seen:.1f} s", now)
+        actions += self._judge_suspects(now)
+        thawed = [member for member in self._members.values() if member.frozen_until and now >= member.frozen_until]
+        for member in thawed:
+            member.frozen_until = 0.0
+        if thawed or (not self._epochs.was_in_force and now - self._started > RECALL_S):
+            actions += self._reconcile(now)
+        actions += self._epochs.tick(now)
         if now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S
             waiting = self.waiting_for
             if waiting:
                 fields: dict[str, object] = {"missing": self.missing, "reasons": waiting}
                 actions.append(Log(level="warning", event="cluster_waits", fields=fields))
-        return actions
+        return [*actions, *self._publish()]
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
@@ -226,61 +336,112 @@ class Membership:
     def _misfit(self, identity: Identity) -> str:
         if identity.role not in _MEMBER_ROLES:
             return f"a {identity.role} does not register; only {', '.join(_MEMBER_ROLES)} instances do"
-        expected = self._expected.get(identity.instance, identity.role)
+        expected = self._roster.get(identity.instance, identity.role)
         if identity.role != expected:
             return f"{identity.instance} is expected to be of role {expected}, this one is {identity.role}; rename it"
         return ""
 
-    def _fail(self, name: str, why: str) -> list[Action]:
+    def _fail(self, name: str, why: str, now: float) -> list[Action]:
         member = self._members[name]
         left = member.state == "draining"
         member.state = "failed"
-        if name not in self._expected:
+        if name not in self._roster:
             del self._members[name]
+        if not left:
+            self._last_failure = (name, why, now)
         fields: dict[str, object] = {"instance": name, "why": why}
         return [
             MarkFailed(instance=name, why=why),
             Log(level="info" if left else "error", event="instance_left" if left else "instance_failed", fields=fields),
-            *self._reconcile(member.identity.role),
+            *self._reconcile(now, member.identity.role),
             *self._publish(),
         ]
 
-    def _reconcile(self, role: Role) -> list[Action]:
-        """Let the placement follow, when the change was about an expert instance."""
-        if role != "expert":
-            return []
-        experts = {
-            name: member
+    def _suspected(self) -> dict[str, str]:
+        """{expert instance: an attention instance that waits for its answers in vain}."""
+        return {
+            suspect: name
             for name, member in self._members.items()
-            if member.identity.role == "expert" and member.state != "failed"
+            if member.state != "failed" and member.heartbeat is not None
+            for suspect in member.heartbeat.suspects
+            if self._is_there(suspect)
         }
-        names = [name for name, expected_role in self._expected.items() if expected_role == "expert"]
-        names += sorted((name for name in experts if name not in self._expected), key=natural_order)
-        # A draining instance serves on in the placement in force, and has no part in a new one.
-        wanted = tuple(name for name in names if name in experts and experts[name].state != "draining")
-        complete = bool(wanted) and all(name in wanted for name in names if name in self._expected)
-        slots = min((experts[name].register.slots for name in wanted if experts[name].register.slots), default=0)
-        actions = self._epochs.reconcile(
-            alive={name: member.identity.incarnation for name, member in experts.items()},
-            wanted=wanted if complete else None,
-            slots=slots,
-            nodes={name: member.identity.node for name, member in experts.items()},
+
+    def _judge_suspects(self, now: float) -> list[Action]:
+        """An instance that is late for others and silent here hangs: it is given up sooner than by silence alone."""
+        limit = SILENT_AFTER_HEARTBEATS_IF_SUSPECTED * self.heartbeat_s
+        actions: list[Action] = []
+        for name, by in self._suspected().items():
+            silent = now - self._members[name].last_seen
+            if silent > limit and self._is_there(name):
+                actions += self._fail(name, f"no heartbeat for {silent:.1f} s, and it is late for {by}", now)
+        return actions
+
+    def _oldest_epoch(self) -> int:
+        """The oldest epoch that a dispatch of any attention instance may still name."""
+        in_force = self._epochs.placement
+        if in_force is None:
+            return 0
+        reported = (
+            member.heartbeat.oldest_epoch
+            for member in self._members.values()
+            if member.state != "failed" and member.heartbeat is not None and member.heartbeat.oldest_epoch
         )
+        return min(reported, default=in_force.epoch)
+
+    def _reconcile(self, now: float, role: Role = "expert") -> list[Action]:
+        """Let the placement follow, when the change was about an expert instance, or nothing is in force yet."""
+        if role != "expert" and self._epochs.was_in_force:
+            return []
+        experts = sorted(
+            (m for m in self._members.values() if m.identity.role == "expert" and m.state != "failed"),
+            key=lambda member: member.order,
+        )
+        candidates = [
+            Candidate(
+                name=member.identity.instance,
+                incarnation=member.identity.incarnation,
+                node=member.identity.node,
+                slots=member.register.slots,
+                capacity=member.register.capacity,
+                speed=member.register.speed,
+                loaded_epoch=member.loaded_epoch,
+                # A draining instance serves on in the placement in force, and has no part in a new one.
+                wanted=member.state != "draining",
+                frozen=now < member.frozen_until,
+            )
+            for member in experts
+        ]
+        wanted = sum(candidate.wanted for candidate in candidates)
+        complete = wanted >= max(1, self._expected["expert"]) and self._may_start(candidates, now)
+        actions = self._epochs.reconcile(candidates, complete=complete, now=now)
         if self._epochs.problem and not self._epochs.was_in_force:
             # It was never enough: the user is told by every expert instance, not left waiting.
-            for name, member in experts.items():
-                incarnation = member.identity.incarnation
-                actions.append(SendFatal(instance=name, incarnation=incarnation, problem=self._epochs.problem))
+            for candidate in candidates:
+                fatal = SendFatal(
+                    instance=candidate.name, incarnation=candidate.incarnation, problem=self._epochs.problem
+                )
+                actions.append(fatal)
         return actions
+
+    def _may_start(self, candidates: list[Candidate], now: float) -> bool:
+        """Whether a first placement may be made: not while a cluster that serves may still tell which one it has."""
+        if self._epochs.knows or all(candidate.loaded_epoch == 0 for candidate in candidates):
+            return True
+        there = sum(m.identity.role == "attention" and m.state != "failed" for m in self._members.values())
+        return there >= self._expected["attention"] or now - self._started > RECALL_S
 
     def _publish(self, *, even_unchanged: bool = False) -> list[Action]:
         """Return the view if it differs from the last one."""
         records = sorted(self._members.values(), key=lambda record: record.order)
         members = [record.message for record in records]
-        missing, placement = self.missing, self._epochs.in_force
+        missing, placement, oldest = self.missing, self._epochs.in_force, self._oldest_epoch()
         old = self._view
-        if not even_unchanged and (members, missing) == (old.members, old.missing) and placement is old.placement:
+        unchanged = (members, missing, oldest) == (old.members, old.missing, old.oldest_epoch)
+        if not even_unchanged and unchanged and placement is old.placement:
             return []
         self._version += 1
-        self._view = ClusterView(version=self._version, members=members, missing=missing, placement=placement)
+        self._view = ClusterView(
+            version=self._version, members=members, missing=missing, placement=placement, oldest_epoch=oldest
+        )
         return [SendView(view=self._view)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from janus.core.placing.contract import Held, PlacingRequest
 from janus.messages.control import ClusterView, Heartbeat, Identity, PlacementLoaded, PlacementTable, Register
 
 # -- events --------------------------------------------------------------------------------------------------------
@@ -61,13 +62,36 @@ class PlacementLoadedSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedSet:
+    """How many instances of each role there should be from now on."""
+
+    gateways: int
+    attention: int
+    experts: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TargetProposed:
+    """A policy's answer to ``Membership.placing_request``, worth the move."""
+
+    request: PlacingRequest
+    held: Held
+    now: float
+    #: Mean a_max per layer that is expected before and after.
+    a_max: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed; sent a few times per heartbeat interval."""
 
     now: float
 
 
-Event: TypeAlias = Registered | HeartbeatSeen | LinkLost | LeaveSeen | PlacementLoadedSeen | Tick
+Event: TypeAlias = (
+    Registered | HeartbeatSeen | LinkLost | LeaveSeen | PlacementLoadedSeen | ExpectedSet | TargetProposed | Tick
+)
 
 # -- actions -------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,17 @@ def natural_order(name: str) -> tuple[tuple[int, str], ...]:
 class MemberRecord:
     """One instance. Its wire form is built when its state changes, not for every view."""
 
-    __slots__ = ("_message", "heartbeat", "identity", "last_seen", "order", "register")
+    __slots__ = (
+        "_message",
+        "frozen_until",
+        "heartbeat",
+        "identity",
+        "last_seen",
+        "load_failures",
+        "load_problem",
+        "order",
+        "register",
+    )
 
     def __init__(self, identity: Identity, register: Register, *, last_seen: float) -> None:
         self.identity = identity
@@ -29,7 +39,17 @@ class MemberRecord:
         self.last_seen = last_seen
         self.heartbeat: Heartbeat | None = None
         self.order = natural_order(identity.instance)
+        #: Expert instances: until when it gets no new replicas, how often in a row it could not load, and why.
+        self.frozen_until = 0.0
+        self.load_failures = 0
+        self.load_problem = ""
         self.state = "joining"
+
+    @property
+    def loaded_epoch(self) -> int:
+        """Expert instances: the newest epoch that it has said to have loaded."""
+        beat = self.heartbeat
+        return max(self.register.loaded_epoch, beat.loaded_epoch if beat is not None else 0)
 
     @property
     def message(self) -> Member:

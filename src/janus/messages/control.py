@@ -84,6 +84,18 @@ class Refused(_Message, frozen=True, tag="refused"):
 # -- membership: every instance <-> placement-controller -----------------------------------------------------------
 
 
+class PlacementTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The wire form of ``janus.core.placement.Placement``: which logical expert sits in which slot."""
+
+    epoch: int
+    num_experts: int
+    instances: list[str]
+    #: ``slots[layer][instance][slot]`` = logical expert id, -1 for an empty slot; one row per MoE layer, in order.
+    slots: list[list[list[int]]]
+    #: The node of each of ``instances``; empty when they are not known, and then all count as one node.
+    nodes: list[str] = []
+
+
 class Register(_Message, frozen=True, tag="register"):
     """An instance offers itself. Sent after every (re)connect to the controller."""
 
@@ -100,6 +112,8 @@ class Register(_Message, frozen=True, tag="register"):
     loaded_epoch: int = 0
     #: HTTP port of /health and /metrics, 0 for none.
     ops_port: int = 0
+    #: Attention instances: the placement that they plan with, from which a controller that has restarted learns it.
+    placement: PlacementTable | None = None
 
 
 class Registered(_Message, frozen=True, tag="registered"):
@@ -150,18 +164,6 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state: InstanceState
     slots: int = 0
     ops_port: int = 0
-
-
-class PlacementTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The wire form of ``janus.core.placement.Placement``: which logical expert sits in which slot."""
-
-    epoch: int
-    num_experts: int
-    instances: list[str]
-    #: ``slots[layer][instance][slot]`` = logical expert id, -1 for an empty slot; one row per MoE layer, in order.
-    slots: list[list[list[int]]]
-    #: The node of each of ``instances``; empty when they are not known, and then all count as one node.
-    nodes: list[str] = []
 
 
 class ClusterView(_Message, frozen=True, tag="cluster_view"):
