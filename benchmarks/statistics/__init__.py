@@ -1,0 +1,1 @@
+"""What sampling the router's choices costs: on the step loop, and in the controller."""
