@@ -72,6 +72,10 @@ bench-exchange: develop ## measure the exchange on the testbed; writes benchmark
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.exchange.ladder
 
+.PHONY: bench-statistics
+bench-statistics: develop ## measure what sampling the routing costs; writes benchmarks/results/statistics.json
+	$(BIN)/python -m benchmarks.statistics
+
 .PHONY: bench-transport
 bench-transport: develop ## measure links beside ucxx and plain sockets; writes benchmarks/results/transport.json
 	$(BIN)/python -m benchmarks.transport --record
