@@ -133,7 +133,7 @@ class MembershipMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def fail_to_load(self, data: st.DataObject) -> None:
-        """At the start it ends the instance; later the move is rolled back, and the instance gets nothing for a while."""
+        """At the start it ends the instance; later the move is rolled back, and the one in force stays."""
         name, incarnation, epoch = self.asked.pop(data.draw(st.integers(0, len(self.asked) - 1)))
         before = self.membership.view.placement
         self.feed(loaded(name, epoch, incarnation=incarnation, now=self.now, error="the disk is gone"))
