@@ -55,7 +55,7 @@ class Batches:
         #: bool[M, E]: whether a batch activates an expert.
         self.active = np.concatenate(parts)
         self._active = self.active.astype(np.float32)
-        self._rows = [np.flatnonzero(column) for column in self.active.T]
+        self._rows = [np.flatnonzero(column)[:, None] for column in self.active.T]
 
     def times(self, holding: _Bools, speeds: _Floats) -> _Floats:
         """Return float64[M, G]: experts that each host activates for each batch, divided by its speed.
@@ -69,12 +69,14 @@ class Batches:
         potential = (self._active @ weights.T.astype(np.float32)).astype(np.float64)
         alike = bool((speeds == speeds[0]).all())
         several = np.flatnonzero(replicas > 1)
-        for expert in several[np.argsort(replicas[several], kind="stable")].tolist():
-            rows, hosts = self._rows[expert], np.flatnonzero(holding[:, expert])
-            rest = potential[np.ix_(rows, hosts)] - 1 / len(hosts)
+        several = several[np.argsort(replicas[several], kind="stable")]
+        flat, hosts_of = potential.ravel(), np.split(np.nonzero(holding.T[several])[1], np.cumsum(replicas[several]))
+        for expert, hosts in zip(several.tolist(), hosts_of, strict=False):
+            places = self._rows[expert] * len(holding) + hosts
+            rest = flat[places] - 1 / len(hosts)
             best = (rest if alike else (rest + 1) / speeds[hosts]).argmin(axis=1)
-            rest[np.arange(len(rows)), best] += 1
-            potential[np.ix_(rows, hosts)] = rest
+            rest[np.arange(len(rest)), best] += 1
+            flat[places] = rest
         return np.asarray(np.round(potential) / speeds)
 
     def mean_a_max(self, holding: _Bools, speeds: _Floats) -> float:

@@ -24,15 +24,15 @@ _TRIES = 24
 _EPSILON = 1e-9
 
 
-def improved(problem: LayerProblem, holding: Holding, batches: Batches) -> Holding:
+def improved(problem: LayerProblem, holding: Holding, batches: Batches, *, parts: int = 1) -> Holding:
     """Return ``holding``, or one with a smaller mean a_max on ``batches``, ``weighted``, that exchanges lead to.
 
     Two changes are tried for the host that is slowest most often: one of its replicas changes places with one of
     another host, or another host gets a second replica of one of its experts, for a replica that others cover. They are
     guessed by co-activation and by load, and judged on the batches; the first that helps is made. The work is bounded
-    by a count of judgements, so the result depends on nothing but the arguments.
+    by a count of judgements, so the result depends on nothing but the arguments; ``parts`` searches share it.
     """
-    left = min(_MOST, _CHOICES // max(1, int((holding.sum(axis=0) > 1).sum())))
+    left = min(_MOST, _CHOICES // max(1, int((holding.sum(axis=0) > 1).sum()))) // parts
 
     def judged(holding: Holding) -> tuple[float, _Floats]:
         times = batches.times(holding, problem.speeds)

@@ -39,7 +39,7 @@ def apart(problem: LayerProblem) -> Holding:
         return choose(
             problem, candidates, lambda holding: coactivation_cost(holding, problem.coactivation, problem.speeds)
         )
-    candidates += [improved(problem, each, batches) for each in candidates]
+    candidates += [improved(problem, each, batches, parts=len(candidates)) for each in candidates]
     return choose(problem, candidates, lambda holding: batches.mean_a_max(holding, problem.speeds))
 
 
@@ -64,6 +64,7 @@ def algorithm_3(problem: LayerProblem) -> Holding:
     added = np.zeros((total, len(counts)))  # co-activation of each expert with what a host has
     room, load, square = problem.quotas.copy(), np.zeros(total), problem.speeds**2
     for expert in np.argsort(-share, kind="stable").tolist():
+        has_it = np.zeros(total, dtype=bool)  # by node
         for _ in range(int(counts[expert])):
             open_ = (room > 0) & ~holding[:, expert]
             if not open_.any():
@@ -72,11 +73,11 @@ def algorithm_3(problem: LayerProblem) -> Holding:
                     break
                 added = holding @ together
             else:
-                same_node = np.isin(problem.nodes, problem.nodes[holding[:, expert]])
+                same_node = has_it[problem.nodes]
                 cost = np.where(open_, added[:, expert] / square, np.inf)
                 host = int(np.lexsort((load / problem.speeds, same_node, cost))[0])
                 room[host] -= 1
-            holding[host, expert] = True
+            holding[host, expert] = has_it[problem.nodes[host]] = True
             load[host] += share[expert]
             added[host] += together[expert]
     return filled(problem, holding)

@@ -46,21 +46,19 @@ def packed(problem: LayerProblem) -> Holding:
     share = problem.loads / counts
     holding = np.zeros((total, len(counts)), dtype=bool)
     room, load = problem.quotas.copy(), np.zeros(total)
-
-    def put(expert: int, host: int) -> None:
-        holding[host, expert] = True
-        room[host] -= 1
-        load[host] += share[expert]
-
     for expert in np.argsort(-share, kind="stable").tolist():
+        has_it = np.zeros(total, dtype=bool)  # by node
         for _ in range(int(counts[expert])):
             open_ = (room > 0) & ~holding[:, expert]
             if not open_.any():
                 break
-            elsewhere = open_ & ~np.isin(problem.nodes, problem.nodes[holding[:, expert]])
+            elsewhere = open_ & ~has_it[problem.nodes]
             if elsewhere.any():
                 open_ = elsewhere
-            put(expert, int(np.where(open_, (load + share[expert]) / problem.speeds, np.inf).argmin()))
+            host = int(np.where(open_, (load + share[expert]) / problem.speeds, np.inf).argmin())
+            holding[host, expert] = has_it[problem.nodes[host]] = True
+            room[host] -= 1
+            load[host] += share[expert]
     return filled(problem, holding)
 
 
