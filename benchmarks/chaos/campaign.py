@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos.nodes import Nodes, nodes
 from benchmarks.testbed import unavailable
 
 from janus.chaos.report import as_json
 from janus.chaos.scenario import ClusterNeeds, Scenario
 from janus.chaos.suite import Plan, run_scenario, with_cluster
+from janus.cluster.local import LocalLauncher
 from janus.errors import JanusError
 
 #: Scenario -> its report, or why there is none.
@@ -31,23 +33,32 @@ class Campaign:
 
     def run(self, scenarios: list[Scenario]) -> Reports:
         """Run each scenario as often as its plan says."""
-        for scenario in scenarios:
-            if scenario.needs_testbed:
-                reason = unavailable()
-                self._put(scenario, {"skipped": f"needs the testbed{f': {reason}' if reason else ''}"})
-        for needs, group in _grouped([each for each in scenarios if not each.needs_testbed]):
-            while left := [each for each in group if each.name not in self.reports]:
-                asyncio.run(self._on_one_cluster(needs, left))
+        here = [each for each in scenarios if not each.needs_testbed]
+        for needs, group in _grouped(here):
+            while left := self._left(group):
+                asyncio.run(self._on_one_cluster(needs, left, None))
+        between = [each for each in scenarios if each.needs_testbed]
+        if between and (reason := unavailable()) is not None:
+            for scenario in between:
+                self._put(scenario, {"skipped": f"needs the testbed: {reason}"})
+        for needs, group in _grouped(self._left(between)):
+            while left := self._left(group):
+                with nodes(needs) as network:
+                    asyncio.run(self._on_one_cluster(needs, left, network))
         return self.reports
 
-    async def _on_one_cluster(self, needs: ClusterNeeds, scenarios: list[Scenario]) -> None:
+    def _left(self, scenarios: list[Scenario]) -> list[Scenario]:
+        return [each for each in scenarios if each.name not in self.reports]
+
+    async def _on_one_cluster(self, needs: ClusterNeeds, scenarios: list[Scenario], network: Nodes | None) -> None:
         async def work(name: str) -> None:
             for scenario in scenarios:
-                if not await self._run(scenario, name):
+                if not await self._run(scenario, name, network):
                     return  # whatever is wrong with this cluster, the next scenario gets another one
 
+        launcher_type = LocalLauncher if network is None else network.launcher
         try:
-            await with_cluster(needs, work, model=self.model, name="chaos", tell=self.tell)
+            await with_cluster(needs, work, model=self.model, name="chaos", tell=self.tell, launcher_type=launcher_type)
         except JanusError as error:
             # The cluster did not start, or did not stop: the first scenario without a report is the one to blame.
             for scenario in scenarios:
@@ -56,11 +67,11 @@ class Campaign:
                     return
             self.tell(f"after {scenarios[-1].name}: {error}")
 
-    async def _run(self, scenario: Scenario, name: str) -> bool:
+    async def _run(self, scenario: Scenario, name: str, network: Nodes | None) -> bool:
         plan, runs = self.plans[scenario.name], []
         problem = ""
         try:
-            await run_scenario(scenario, name, plan, self.tell, on_run=runs.append)
+            await run_scenario(scenario, name, plan, self.tell, on_run=runs.append, network=network)
         except JanusError as error:
             problem = f"run {len(runs) + 1}: {error}"
             self.tell(f"{scenario.name}: {problem}")

@@ -165,7 +165,7 @@ async def soak(name: str, *, count: int, seed: int, load: Load) -> dict[str, Any
     await target.until_whole(timeout_s=_WHOLE_LIMIT_S)
     reference = await undisturbed(target.url, load, prompts)
     running = Running(target.url, load, random.Random(seed), prompts)
-    run = Soak(target, SocketControl(name, lambda _: None), running, reference)
+    run = Soak(target, SocketControl(name), running, reference)
     bounds = Bounds(attention=(1, 3), experts=(3, 5))
     started = time.perf_counter()
     await run.run(Sequence(seed=seed, attention=NEEDS.attention, experts=NEEDS.experts, bounds=bounds), count)

@@ -42,7 +42,7 @@ RUNNABLE = sorted(
 async def test_clients_get_every_token_once(name: str, clusters: SharedClusters) -> None:
     scenario = short(name)
     cluster = clusters.name(scenario.cluster)
-    runner = Runner(scenario, Target(RunDirectory(cluster)), SocketControl(cluster, lambda _: None))
+    runner = Runner(scenario, Target(RunDirectory(cluster)), SocketControl(cluster))
     await runner.prepare()
     result = await runner.run(random.Random(name))
     assert_right(scenario, result, clusters)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ class SocketControl:
     """
 
     name: str
-    tell: Callable[[str], None]
 
     async def scale(self, *, attention: int | None, experts: int | None) -> None:
         """Have so many instances from now on."""
@@ -38,4 +36,8 @@ class SocketControl:
         await self._ask("restart", {"rolling": True})
 
     async def _ask(self, operation: str, body: dict[str, Any]) -> None:
-        await asyncio.to_thread(ControlClient(self.name).ask, operation, body, self.tell)
+        await asyncio.to_thread(ControlClient(self.name).ask, operation, body, _quiet)
+
+
+def _quiet(_: str) -> None:
+    """``janus up`` tells its user how an operation goes on."""

@@ -15,6 +15,7 @@ from janus.chaos.scenario import ClusterNeeds, Scenario
 from janus.chaos.steps import Network
 from janus.chaos.target import Target
 from janus.cluster.groups import one_error
+from janus.cluster.local import LocalLauncher
 from janus.cluster.state import RunDirectory
 from janus.cluster.supervisor import Supervisor
 from janus.cluster.up import run_up
@@ -54,7 +55,7 @@ async def run_scenario(
         ConfigError: no cluster of that name runs, or it is smaller than the scenario needs.
         JanusError: it does not become whole after a run.
     """
-    runner = Runner(scenario, Target(RunDirectory(name)), SocketControl(name, tell), network)
+    runner = Runner(scenario, Target(RunDirectory(name)), SocketControl(name), network)
     await runner.prepare()
     results = []
     for index in range(plan.repeat):
@@ -91,9 +92,17 @@ def up_options(needs: ClusterNeeds, *, model: Path, name: str) -> UpOptions:
 
 
 async def with_cluster(
-    needs: ClusterNeeds, work: Callable[[str], Awaitable[None]], *, model: Path, name: str, tell: Tell
+    needs: ClusterNeeds,
+    work: Callable[[str], Awaitable[None]],
+    *,
+    model: Path,
+    name: str,
+    tell: Tell,
+    launcher_type: Callable[..., LocalLauncher] = LocalLauncher,
 ) -> None:
     """Start the cluster that ``needs`` describes, call ``work`` with its name, and stop it.
+
+    ``launcher_type``: as for ``run_up``.
 
     Raises:
         LaunchError: an instance did not start.
@@ -104,7 +113,8 @@ async def with_cluster(
 
     os.environ.update(needs.environment)  # what instances are started with
     try:
-        await run_up(up_options(needs, model=model, name=name), config=None, tell=tell, session=session)
+        options = up_options(needs, model=model, name=name)
+        await run_up(options, config=None, tell=tell, session=session, launcher_type=launcher_type)
     finally:
         for variable in needs.environment:
             os.environ.pop(variable, None)

@@ -30,10 +30,18 @@ from janus.runtime.sockets import BACKLOG, open_tcp
 Session = Callable[[Supervisor], Awaitable[None]]
 
 
-async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str], None], session: Session) -> None:
+async def run_up(
+    options: UpOptions,
+    *,
+    config: Path | None,
+    tell: Callable[[str], None],
+    session: Session,
+    launcher_type: Callable[..., LocalLauncher] = LocalLauncher,
+) -> None:
     """Start the cluster, run ``session`` on it, stop it in order.
 
-    SIGINT or SIGTERM ends the start or the session and drains; a second one ends everything by force.
+    ``launcher_type`` makes the launcher, from the arguments of ``LocalLauncher``. SIGINT or SIGTERM ends the start or
+    the session and drains; a second one ends everything by force.
 
     Raises:
         ConfigError: the model directory is none, the port is taken, or a cluster of this name runs already.
@@ -67,7 +75,7 @@ async def run_up(options: UpOptions, *, config: Path | None, tell: Callable[[str
             kept = str(directory.path)
             specs = [spec.having(state_dir=kept) if spec.role == "controller" else spec for spec in specs]
         secret_file = directory.write_secret(secret)
-        async with LocalLauncher(
+        async with launcher_type(
             log_dir=directory.path,
             secret=secret,
             options=shared,
