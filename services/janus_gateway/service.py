@@ -17,6 +17,7 @@ from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.peers import PeerSet
 from janus.runtime.service import ServiceContext
 from janus.runtime.sockets import handed_down
+from janus.transport.contract import LinkOptions
 from janus_gateway.app import AppConfig, Gateway, create_app
 from janus_gateway.attention_pool import AttentionPool
 from janus_gateway.metrics import GatewayMetrics
@@ -63,6 +64,7 @@ class GatewayService:
             handler=self._pool,
             on_up=lambda link: self._pool.retry_orphans(),
             on_change=self._update_health,
+            options=LinkOptions(silence_s=options.attention_silence_s),
         )
         self._pool.use_links(self._peers.links)
         self._client = ClusterClient(common=context.common, identity=identity, secret=context.secret, events=self)

@@ -32,6 +32,7 @@ def test_a_cluster_of_two_attention_and_three_expert_instances() -> None:
         "expect_experts": 3,
         "expect_gateways": 1,
         "slots_per_instance": 0,
+        "placement": "activation-aware",
         "activations": "",
     }
     assert arguments["gateway-0"]["http_port"] == 9000

@@ -92,6 +92,7 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
                 "expect_experts": experts,
                 "expect_gateways": options.gateways,
                 "slots_per_instance": options.slots_per_instance,
+                "placement": options.placement,
                 "activations": str(Path(options.activations).resolve()) if options.activations else "",
             },
         ),

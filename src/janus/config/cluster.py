@@ -16,6 +16,7 @@ from janus.config.options import (
     LogFormat,
     LogLevel,
     MicroBatches,
+    PlacementName,
     SchedulerName,
     Transport,
 )
@@ -83,6 +84,11 @@ class UpOptions:
         unit="slots",
         default_text="0 = an even share",
         minimum=0,
+        panel=_COMPUTE,
+    )
+    placement: PlacementName = option(
+        "activation-aware",
+        help="Which experts are replicated, and where: static, eplb, activation-aware; see janus-placement-controller.",
         panel=_COMPUTE,
     )
     activations: str = option(

@@ -173,6 +173,12 @@ class GatewayOptions(ServiceOptions):
     request_timeout_s: float = option(
         600.0, help="Longest time that one request may take.", unit="seconds", minimum=0.001
     )
+    attention_silence_s: float = option(
+        1.5,
+        help="How long an attention instance may be silent before its requests are resumed on another one.",
+        unit="seconds",
+        minimum=0.1,
+    )
     recovery_timeout_s: float = option(
         10.0,
         help="How long a request whose attention instance was lost may wait for another one before it fails (503).",

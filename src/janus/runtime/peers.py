@@ -12,6 +12,7 @@ from janus.errors import LinkError
 from janus.messages.control import Identity, Member, Role
 from janus.runtime.backoff import Backoff, Reminder
 from janus.transport.buffers import BufferPool
+from janus.transport.contract import LinkOptions
 from janus.transport.endpoint import connect
 from janus.transport.link import Link, LinkHandler
 from janus.transport.wire import TransportKind
@@ -31,9 +32,9 @@ class _Peer:
 class PeerSet:
     """Dials every member of ``role``; a link that breaks is dialled again for as long as the member is in the view.
 
-    Belongs to the loop that it is used on. ``pool`` is where frames are received. ``links`` holds the links that are
-    up, by instance name; it is the same dict (the caller's, if given) for the life of the set, so that others may keep
-    it.
+    Belongs to the loop that it is used on. ``pool`` is where frames are received, ``options`` how the links behave.
+    ``links`` holds the links that are up, by instance name; it is the same dict (the caller's, if given) for the life of
+    the set, so that others may keep it.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class PeerSet:
         on_up: Callable[[Link], None] | None = None,
         on_change: Callable[[], None] | None = None,
         pool: BufferPool | None = None,
+        options: LinkOptions | None = None,
     ) -> None:
         self._role = role
         self._identity = identity
@@ -57,6 +59,7 @@ class PeerSet:
         self._on_up = on_up
         self._on_change = on_change
         self._pool = pool
+        self._options = options
         self._peers: dict[str, _Peer] = {}
         self.links: dict[str, Link] = {} if links is None else links
 
@@ -120,6 +123,7 @@ class PeerSet:
                     secret=self._secret,
                     handler=self._handler,
                     pool=self._pool,
+                    options=self._options,
                 )
             except LinkError as error:
                 self._trouble(member, str(error))
