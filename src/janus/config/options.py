@@ -343,8 +343,8 @@ class ControllerOptions(ServiceOptions):
     )
     placement: PlacementName = option(
         "activation-aware",
-        help="Which experts are replicated, and where. static: evenly; eplb: the same number of tokens everywhere; "
-        "activation-aware: the busiest instance activates as few distinct experts as possible.",
+        help="Where replicas go. static: evenly; eplb: the same number of tokens everywhere; activation-aware: the busiest "
+        "instance activates as few distinct experts as possible.",
         panel=_COMPUTE,
     )
     rebalance_s: float = option(
@@ -357,7 +357,7 @@ class ControllerOptions(ServiceOptions):
     )
     rebalance_gain: float = option(
         0.05,
-        help="Share by which a_max, the experts that the busiest instance activates, must fall for replicas to be moved.",
+        help="Replicas are moved when a_max, the experts that the busiest instance activates, falls by this share.",
         unit="share",
         minimum=0,
         maximum=1,

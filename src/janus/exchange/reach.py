@@ -171,7 +171,7 @@ class Reach:
     # -- readiness -----------------------------------------------------------------------------------------------
 
     def without(self) -> tuple[str, ...]:
-        """Instances of the placement in force that dispatches are planned without, because others have their experts."""
+        """Instances of the placement in force that dispatches are planned without: others have their experts."""
         if self._placement is None or self._usable is None:
             return ()
         return tuple(name for name in self._placement.instances if name in self._unlinked | self._masked)

@@ -33,8 +33,8 @@ class PeerSet:
     """Dials every member of ``role``; a link that breaks is dialled again for as long as the member is in the view.
 
     Belongs to the loop that it is used on. ``pool`` is where frames are received, ``options`` how the links behave.
-    ``links`` holds the links that are up, by instance name; it is the same dict (the caller's, if given) for the life of
-    the set, so that others may keep it.
+    ``links`` holds the links that are up, by instance name; it is the same dict (the caller's, if given) for the life
+    of the set, so that others may keep it.
     """
 
     def __init__(
