@@ -63,31 +63,29 @@ class ReplicaFetcher:
         loop = asyncio.get_running_loop()
         link = await self.reach.to(peer)
         room = await loop.run_in_executor(self._loader, bank.room, moe_layer, slot)
-        took_s = 0.0
+        started, waited_s = time.perf_counter(), 0.0
+        copied: asyncio.Future[bool] | None = None
         for offset in range(0, bank.expert_nbytes, PIECE_BYTES):
             nbytes = min(PIECE_BYTES, bank.expert_nbytes - offset)
             wait_s = self._limit.take(nbytes, loop.time())
             if wait_s:
+                waited_s += wait_s
                 await asyncio.sleep(wait_s)
-            started = time.perf_counter()
             frame = await self._ask(
                 link,
                 FetchReplica(moe_layer=moe_layer, expert=expert, offset=offset, nbytes=nbytes, layout=bank.layout),
             )
-            try:
-                header = frame.header
-                if (header.layer, header.rows, header.payload_len) != (moe_layer, expert, nbytes):
-                    got = f"{header.payload_len} bytes of expert {header.rows} of MoE layer {header.layer}"
-                    wanted = f"{nbytes} bytes of expert {expert} of MoE layer {moe_layer}"
-                    raise ProtocolViolation(peer, f"sent {got} for {wanted}")
-                if not await loop.run_in_executor(self._loader, _take, room[offset : offset + nbytes], frame):
-                    raise ProtocolViolation(
-                        peer, f"expert {expert} of MoE layer {moe_layer} came with a wrong checksum"
-                    )
-            finally:
+            header = frame.header
+            if (header.layer, header.rows, header.payload_len) != (moe_layer, expert, nbytes):
+                got = f"{header.payload_len} bytes of expert {header.rows} of MoE layer {header.layer}"
+                wanted = f"{nbytes} bytes of expert {expert} of MoE layer {moe_layer}"
                 frame.release()
-            took_s += time.perf_counter() - started
-        return took_s
+                raise ProtocolViolation(peer, f"sent {got} for {wanted}")
+            # A piece is copied while the next one is on its way.
+            before, copied = copied, loop.run_in_executor(self._loader, _take, room[offset : offset + nbytes], frame)
+            await _intact(before, peer)
+        await _intact(copied, peer)
+        return time.perf_counter() - started - waited_s
 
     async def _ask(self, link: Link, message: FetchReplica) -> InFrame:
         loop = asyncio.get_running_loop()
@@ -130,10 +128,18 @@ class ReplicaFetcher:
                 fail(answer, again(error))
 
 
+async def _intact(copied: asyncio.Future[bool] | None, peer: str) -> None:
+    if copied is not None and not await copied:
+        raise ProtocolViolation(peer, "a piece of an expert came with a wrong checksum")
+
+
 def _take(room: torch.Tensor, frame: InFrame) -> bool:
     """In the loader's thread: copy a piece into its place; returns whether it came as it was sent."""
-    if zlib.crc32(frame.payload.data) != frame.header.cols:
-        return False
-    with torch.inference_mode():
-        room.copy_(torch.from_numpy(frame.payload))
-    return True
+    try:
+        if zlib.crc32(frame.payload.data) != frame.header.cols:
+            return False
+        with torch.inference_mode():
+            room.copy_(torch.from_numpy(frame.payload))
+        return True
+    finally:
+        frame.release()
