@@ -40,12 +40,12 @@ def test_every_option_is_shown_with_unit_and_default(cls: type) -> None:
     app.command()(options_command(cls, lambda _options, _config: None))
     result = typer.testing.CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    text = " ".join(result.output.split())
+    text = "".join(result.output.split())  # lines are broken anywhere, at hyphens too
     hidden = getattr(cls, "HIDDEN", frozenset())
     for item in option_fields(cls):
         if item.name not in hidden:
             value = f"/ --no-{item.flag[2:]}" if item.is_bool else item.metavar
-            assert f"{item.flag} {value} {help_text(item)}" in text
+            assert "".join(f"{item.flag} {value} {help_text(item)}".split()) in text
             assert "default: " in help_text(item) or "(required)" in help_text(item)
             assert value not in ("TEXT", "INTEGER", "NUMBER") or not item.info.unit
 

@@ -343,8 +343,8 @@ class ControllerOptions(ServiceOptions):
     )
     placement: PlacementName = option(
         "activation-aware",
-        help="Where replicas go. static: evenly; eplb: the same number of tokens everywhere; activation-aware: the busiest "
-        "instance activates as few distinct experts as possible.",
+        help="Where replicas go. static: evenly; eplb: the same number of tokens everywhere; activation-aware: the "
+        "busiest instance activates as few distinct experts as possible.",
         panel=_COMPUTE,
     )
     rebalance_s: float = option(
