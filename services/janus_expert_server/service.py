@@ -45,6 +45,7 @@ class ExpertServer(ModelServer):
             options=options, checkpoint=checkpoint, identity=identity, on_listening=self.listening
         )
         self._loads: set[asyncio.Task[None]] = set()
+        self._newest_epoch = 0
         self._released = asyncio.Event()
         dtype, device = torch_dtype(options.dtype), chosen_device(options.device)
         self._capacity = replica_capacity(checkpoint.config, dtype, device)
@@ -79,6 +80,7 @@ class ExpertServer(ModelServer):
             state=health.state,
             reason=health.reason,
             waiting=report.get("waiting", 0),
+            in_flight=report.get("waiting", 0),
             loaded_epoch=report.get("loaded_epoch", 0),
             steps=report.get("dispatches", 0),
             tokens=report.get("rows", 0),
@@ -106,6 +108,7 @@ class ExpertServer(ModelServer):
             await asyncio.gather(*waits, return_exceptions=True)
 
     def on_load_placement(self, message: LoadPlacement) -> None:
+        self._newest_epoch = max(self._newest_epoch, message.table.epoch)
         load = asyncio.create_task(self._load(message), name=f"load[epoch {message.table.epoch}]")
         self._loads.add(load)
         load.add_done_callback(self._loads.discard)
@@ -122,7 +125,9 @@ class ExpertServer(ModelServer):
             result = PlacementLoaded(
                 epoch=message.table.epoch, replicas=0, bytes_read=0, seconds=seconds, error=problem
             )
-        if result.error:
+        if result.error and result.epoch < self._newest_epoch:
+            pass  # it gave way to a newer one, whose outcome counts
+        elif result.error:
             # What an earlier epoch says is still served: degraded, not gone.
             serves = self._report().get("loaded_epoch", 0) > 0
             self.context.health.set("ready" if serves else "joining", f"epoch {result.epoch}: {result.error}")
@@ -141,7 +146,9 @@ class ExpertServer(ModelServer):
         """Nothing: the collector reads the engine when it is asked."""
 
     def status(self) -> dict[str, Any]:
-        return {**self.context.health.report(), "times": self._report()}
+        engine = self._stepping.engine
+        speeds = {} if engine is None else {name or "checkpoint": round(v) for name, v in engine.load_speeds.items()}
+        return {**self.context.health.report(), "times": self._report(), "load_bytes_per_s": speeds}
 
 
 def is_released(view: ClusterView, instance: str) -> bool:

@@ -105,8 +105,9 @@ class Stepping:
         return self.engine
 
     async def load(self, message: LoadPlacement) -> PlacementLoaded:
-        """Load the slots of one epoch; epochs are applied in the order in which they came."""
+        """Load the slots of one epoch; one that is loading gives way to one that is newer."""
         assert self.engine is not None
+        self.engine.expect(message.table)
         async with self._loading:
             return await self.engine.load(message.table)
 

@@ -226,6 +226,46 @@ async def test_a_cancelled_load_leaves_nothing_behind(
     await check(expert, local, {0: 0, 2: 2, 4: 6, 5: 7}, epoch=3)
 
 
+async def test_a_load_gives_way_to_a_newer_one_which_keeps_what_it_can_use(
+    engine: MakeEngine, local: LocalExchange, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = engine("expert-0")
+    await expert.load(BEFORE)
+    per_expert = 3 * checkpoint.config.hidden_size * checkpoint.config.moe_intermediate_size * 4
+    slow = SlowReads(checkpoint, monkeypatch)
+    loading = asyncio.create_task(expert.load(AFTER), name="load")  # expert 4 comes into slot 4 first
+    await asyncio.to_thread(slow.reading.wait, LIMIT_S)
+    newer = table([0, 1, -1, -1, 4, 6], [5, -1, -1, 7, 2, 3], epoch=3)
+    expert.expect(newer)
+    slow.go_on.set()
+    given_way = await loading
+    assert (given_way.error, given_way.bytes_read) == ("superseded by epoch 3", per_expert)
+    report = await expert.load(newer)
+    # Slot 5 in both layers, and slot 4 in the layer that the older one did not come to.
+    assert (report.error, report.bytes_read) == ("", 3 * per_expert)
+    await check(expert, local, {0: 0, 3: 3}, epoch=1)
+    await check(expert, local, {4: 4, 5: 6}, epoch=3)
+    await refused(expert, 4, epoch=2)
+
+
+async def test_what_a_load_that_gave_way_left_is_given_back_at_last(
+    engine: MakeEngine, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = engine("expert-0")
+    await expert.load(BEFORE)
+    bank = expert._replicas.bank
+    assert bank is not None
+    slow = SlowReads(checkpoint, monkeypatch)
+    loading = asyncio.create_task(expert.load(AFTER), name="load")
+    await asyncio.to_thread(slow.reading.wait, LIMIT_S)
+    expert.expect(table([0, 1, 2, 3, 4, -1], [5, 6, 7, -1, -1, -1], epoch=3))
+    slow.go_on.set()
+    await loading
+    assert bank.resident_nbytes == 9 * bank.expert_nbytes
+    expert.on_view(view(oldest_epoch=1))
+    assert bank.resident_nbytes == 8 * bank.expert_nbytes
+
+
 async def test_epochs_that_nobody_retires_are_bounded(engine: MakeEngine, local: LocalExchange) -> None:
     expert = engine("expert-0")
     for epoch in range(1, 40):

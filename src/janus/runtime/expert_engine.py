@@ -159,6 +159,15 @@ class ExpertEngine:
         """Load this instance's slots of ``table``; see ``ReplicaSlots.load``."""
         return await self._replicas.load(table)
 
+    def expect(self, table: PlacementTable) -> None:
+        """``table`` is to be loaded next; see ``ReplicaSlots.expect``."""
+        self._replicas.expect(table)
+
+    @property
+    def load_speeds(self) -> dict[str, float]:
+        """Bytes per second of each source of replicas, by instance; "" is the checkpoint."""
+        return self._sources.speeds
+
     def on_view(self, view: ClusterView) -> None:
         """Give back what only epochs need that are over; note who has which replicas."""
         self._replicas.in_force = view.placement

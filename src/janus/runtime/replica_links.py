@@ -12,6 +12,9 @@ from janus.transport.endpoint import connect
 from janus.transport.link import Link, LinkHandler
 from janus.transport.wire import TransportKind
 
+#: A peer that hangs must not hold up the report of what was loaded.
+_CLOSE_S = 0.2
+
 
 class ReplicaLinks:
     """For one loop. ``siblings``: links that are kept up by others, by instance."""
@@ -76,4 +79,5 @@ class ReplicaLinks:
         """Close what was dialled."""
         links = list(self._dialled.values())
         self._dialled.clear()
-        await asyncio.gather(*(link.close("replicas are loaded") for link in links), return_exceptions=True)
+        closing = (link.close("replicas are loaded", timeout_s=_CLOSE_S) for link in links)
+        await asyncio.gather(*closing, return_exceptions=True)

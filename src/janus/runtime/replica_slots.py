@@ -27,6 +27,10 @@ MakeBank: TypeAlias = Callable[[ModelConfig, int, int, torch.dtype, torch.device
 _MAX_EPOCHS = 16
 
 
+class _Superseded(Exception):
+    """A newer placement is to be loaded."""
+
+
 class ReplicaSlots:
     """Slots of one instance over all MoE layers, and the epochs that use them.
 
@@ -55,6 +59,8 @@ class ReplicaSlots:
         self._library = load_library()
         self._epochs: dict[int, EpochSlots] = {}
         self._loading: EpochSlots | None = None
+        #: The newest table that is to be loaded after the one in progress.
+        self._next: PlacementTable | None = None
         #: Where the replicas are; ``None`` before the first placement.
         self.bank: ExpertBank | None = None
         #: The newest epoch whose replicas are in memory, 0 for none.
@@ -66,11 +72,16 @@ class ReplicaSlots:
 
     # -- loading and giving back -----------------------------------------------------------------------------------
 
+    def expect(self, table: PlacementTable) -> None:
+        """``table`` is to be loaded next: what is being loaded now is not wanted any more, and gives way to it."""
+        if self._next is None or table.epoch > self._next.epoch:
+            self._next = table
+
     async def load(self, table: PlacementTable) -> PlacementLoaded:
         """Load this instance's slots of ``table``; dispatches of the epochs before go on being served.
 
-        When it fails or is cancelled, what it has loaded is given back, and the epochs before stay as they are. One at
-        a time.
+        When it fails, is cancelled or superseded, what it has loaded is given back, but for what the next epoch wants
+        in the same place; the epochs before stay as they are. One at a time.
         """
         started = time.perf_counter()
         sources, loaded = self._sources, list[tuple[int, int]]()
@@ -92,6 +103,7 @@ class ReplicaSlots:
             self._loading = epoch
             bank = self._room_for(epoch)
             for layer, slot in self._missing(bank, epoch):
+                self._give_way(table)
                 expert = int(epoch.experts_LC[layer, slot])
                 if bank.slot_expert[layer][slot] != EMPTY:
                     self._take_away(bank, [(layer, slot)])
@@ -99,12 +111,14 @@ class ReplicaSlots:
                 await sources.fill(bank, layer, slot, expert, holders=_holders(holders, layer, expert))
                 bank.hold(layer, slot, expert)
         except BaseException as error:
-            if loaded:
-                self._take_away(bank, loaded)
+            useless = [place for place in loaded if not self._wanted_next(table, bank, *place)]
+            if useless:
+                self._take_away(bank, useless)
             if not isinstance(error, Exception):
                 raise
             problem = str(error) or type(error).__name__
-            log.error("placement_failed", epoch=table.epoch, rolled_back=len(loaded), problem=problem)
+            level = log.info if isinstance(error, _Superseded) else log.error
+            level("placement_not_loaded", epoch=table.epoch, rolled_back=len(useless), problem=problem)
             return report(0, problem)
         finally:
             self._loading = None
@@ -166,6 +180,18 @@ class ReplicaSlots:
             for mask in (held_LC == EMPTY, (held_LC != EMPTY) & (held_LC != wanted_LC))
         )
         return free + taken
+
+    def _give_way(self, table: PlacementTable) -> None:
+        if self._next is not None and self._next.epoch > table.epoch:
+            raise _Superseded(f"superseded by epoch {self._next.epoch}")
+
+    def _wanted_next(self, table: PlacementTable, bank: ExpertBank, layer: int, slot: int) -> bool:
+        """Whether the place holds what the epoch after ``table`` wants there."""
+        following = self._next
+        if following is None or following.epoch <= table.epoch or self._instance not in following.instances:
+            return False
+        experts = following.slots[layer][following.instances.index(self._instance)]
+        return slot < len(experts) and experts[slot] == bank.slot_expert[layer][slot] != EMPTY
 
     def _take_away(self, bank: ExpertBank, places: list[tuple[int, int]]) -> None:
         """No epoch may use these (layer, slot) pairs from here on."""
