@@ -286,6 +286,23 @@ async def test_a_restarted_instance_is_dialled_afresh() -> None:
             )
 
 
+async def test_an_instance_that_left_is_missed_by_nobody_who_hears_of_it() -> None:
+    async with listening("expert-0") as peer, peer_set() as (peers, changed):
+        heard: list[list[str]] = []
+
+        def on_change() -> None:
+            heard.append(peers.unreachable())
+            changed.set()
+
+        peers.update([peer.member])
+        await until(changed, lambda: peers.links)
+        peers._on_change = on_change
+        peers.update([])  # it drains: out of the view, and its link closes after that
+        peer.listener.links[0].abort("the instance stops")
+        await until(changed, lambda: heard)
+        assert heard == [[]]
+
+
 async def test_a_failed_instance_is_let_go() -> None:
     async with listening("expert-0") as peer, peer_set() as (peers, changed):
         peers.update([peer.member])

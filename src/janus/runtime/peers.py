@@ -141,13 +141,16 @@ class PeerSet:
             closed = await link.wait_closed()
             if self.links.get(member.instance) is link:
                 del self.links[member.instance]
+            peer = self._peers.get(member.instance)
+            if peer is None or not peer.listed:
+                # It has left: gone before anybody hears of a change, so that nobody goes on missing it.
+                self._peers.pop(member.instance, None)
+                log.info("peer_left", peer=member.instance)
+                self._changed()
+                return
             self._trouble(member, str(closed))
             log.warning("peer_lost", peer=member.instance, problem=str(closed))
             self._changed()
-            peer = self._peers.get(member.instance)
-            if peer is None or not peer.listed:
-                self._peers.pop(member.instance, None)
-                return
             await asyncio.sleep(backoff.next_s())
 
     def _trouble(self, member: Member, problem: str) -> None:
