@@ -67,6 +67,10 @@ bench: develop ## measure serving; writes benchmarks/results/serving.json
 bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/scheduling.json
 	$(BIN)/python -m benchmarks.scheduling
 
+.PHONY: bench-placement
+bench-placement: develop ## measure the placement policies; writes benchmarks/results/placement.json
+	$(BIN)/python -m benchmarks.placement
+
 .PHONY: bench-exchange
 bench-exchange: develop ## measure the exchange on the testbed; writes benchmarks/results/exchange.json (Linux, root)
 	$(BIN)/python -m benchmarks.exchange

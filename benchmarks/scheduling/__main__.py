@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import shlex
 import sys
@@ -24,6 +23,7 @@ from benchmarks.scheduling.report import imbalance_mean, optimal_share, tables
 from benchmarks.scheduling.routing import REPOSITORY
 from benchmarks.scheduling.timing import measure_times
 from benchmarks.serving.machine import CpuMeter, commit, hardware
+from benchmarks.written import as_json
 
 _RESULT = REPOSITORY / "benchmarks" / "results" / "scheduling.json"
 _DOCUMENT = REPOSITORY / "docs" / "scheduling.md"
@@ -92,23 +92,11 @@ def _result(
 
 def _write(given: argparse.Namespace, result: dict[str, Any]) -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(_json(result))
+    given.output.write_text(as_json(result))
     if given.document:
         write_into(given.document, tables(result), result="scheduling.json")
         for name, svg in figures(result).items():
             (given.document.parent / name).write_text(svg)
-
-
-def _json(result: dict[str, Any]) -> str:
-    """Return JSON with one case per line, so that two results can be compared line by line."""
-    fields = []
-    for key, value in result.items():
-        if isinstance(value, list):
-            lines = ",\n  ".join(json.dumps(each, separators=(",", ":")) for each in value)
-            fields.append(f'"{key}": [\n  {lines}\n ]')
-        else:
-            fields.append(f'"{key}": {json.dumps(value)}')
-    return "{\n " + ",\n ".join(fields) + "\n}\n"
 
 
 if __name__ == "__main__":

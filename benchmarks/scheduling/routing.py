@@ -66,7 +66,8 @@ class Trace:
         self.shape = shape
         self.routing = routing
         half = len(ids_NLK) // 2
-        self._seen_NLK, later_NLK = ids_NLK[:half], ids_NLK[half:]
+        #: The first half.
+        self.seen_NLK, later_NLK = ids_NLK[:half], ids_NLK[half:]
         self._later_LNK = np.ascontiguousarray(later_NLK.transpose(1, 0, 2), dtype=np.int32)
 
     @property
@@ -83,7 +84,7 @@ class Trace:
     def activations(self) -> npt.NDArray[np.float64]:
         """float[L, E]: tokens that chose each expert, in the first half."""
         experts = self.shape.experts
-        layers = [self._seen_NLK[:, layer].ravel() for layer in range(self.layers)]
+        layers = [self.seen_NLK[:, layer].ravel() for layer in range(self.layers)]
         return np.array([np.bincount(ids, minlength=experts) for ids in layers], dtype=np.float64)
 
     def placement(self, instances: int) -> Placement:

@@ -53,7 +53,7 @@ def test_the_search_ends_within_5_percent_of_the_least_mean_a_max(seed: int) -> 
     layer = problem(seed)
     assert layer.trace is not None
     batches = Batches(layer.trace, EXPERTS, [4], 10, seed)
-    best, proven = least_a_max(batches.active, QUOTAS, lambda holding: batches.mean_a_max(holding, layer.speeds))
+    best, proven = least_a_max(batches.active, QUOTAS)
     assert proven
     found = batches.mean_a_max(improved(layer, algorithm_3(layer), batches), layer.speeds)
     assert best * (1 - 1e-6) <= found <= 1.05 * best
