@@ -20,7 +20,6 @@ from janus.runtime.expert_engine import ExpertEngine
 from janus.transport import Link, LinkHandler, TransportKind, connect, listen, shared_pool
 from tests.runtime.world import LAYERS, SECRET
 
-
 #: Where those transports listen that need an address.
 HOSTS: dict[TransportKind, str] = {"ucx": "127.0.0.1", "tcp": "127.0.0.1"}
 

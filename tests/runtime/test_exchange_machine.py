@@ -1,4 +1,4 @@
-"""Whatever happens to links, placements and steps: every dispatch ends, right or by name, and leaves nothing behind."""
+"""Whatever happens to links, instances and placements: every dispatch ends, right or by name, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from janus.config.options import ExchangeName
 from janus.core.placement import Placement
+from janus.core.slowness import Slowness
 from janus.errors import DispatchError
 from janus.exchange.local import LocalExchange
 from janus.exchange.receipts import Receipt
@@ -28,12 +29,22 @@ from janus.runtime.expert_engine import ExpertEngine
 from janus.transport import Link
 from tests.runtime.nodes import Nodes, spread, start_nodes
 from tests.runtime.test_exchange_growth import left_over, links_of
-from tests.runtime.test_two_phase import ATTENTION, EXPERT_NODES, SLOTS
+from tests.runtime.test_resend import Hung
+from tests.runtime.test_two_phase import ATTENTION, EXPERT_NODES
 from tests.runtime.world import EXPERTS, LAYERS, batch
 from tests.transport.helpers import eventually
 
 #: Far longer than anything here takes: a dispatch that is over only when this is over, was lost.
 TIMEOUT_S, LIMIT_S = 30.0, 5.0
+#: A dispatch that waits for longer has nobody else to ask: those that hang must go on.
+PATIENCE_S = 0.15
+#: Any instance can be spared, and some pairs of them.
+SLOTS = {
+    "expert-0": [0, 4, 6, 2, 5],
+    "expert-1": [1, 5, 0, 7, 3],
+    "expert-2": [2, 6, 1, 4, 0],
+    "expert-3": [3, 7, 2, 6, 1],
+}
 _OUTSTANDING = 12
 
 Event: TypeAlias = tuple[Any, ...]
@@ -51,6 +62,10 @@ EVENTS = st.one_of(
     ),
     st.tuples(st.just("load"), st.integers(0, 7)),
     st.tuples(st.just("adopt"), NAMES),
+    st.tuples(st.just("hang"), st.sampled_from(sorted(SLOTS))),
+    st.tuples(
+        st.just("go_on"),
+    ),
 )
 
 
@@ -64,6 +79,7 @@ class World:
     config: ModelConfig
     in_force: Placement
     receipts: list[tuple[str, Receipt, tuple[torch.Tensor, ...]]] = field(default_factory=list)
+    hung: dict[str, Hung] = field(default_factory=dict)
     issued: int = 0
     results: int = 0
     errors: int = 0
@@ -91,9 +107,12 @@ class World:
     async def _combine(self, count: int) -> None:
         for _ in range(min(count, len(self.receipts))):
             name, receipt, given = self.receipts.pop(0)
+            step = asyncio.create_task(self.nodes.attention[name].combine(receipt), name="step")
+            if self.hung and not (await asyncio.wait([step], timeout=PATIENCE_S))[0]:
+                await self._go_on()
             try:
                 async with asyncio.timeout(LIMIT_S):
-                    result = await self.nodes.attention[name].combine(receipt)
+                    result = await step
             except DispatchError as error:
                 assert error.instances, error
                 self.errors += 1
@@ -121,6 +140,14 @@ class World:
         links: list[Link] = [link for link in links_of(self.nodes) if not link.closed]
         if links:
             links[number % len(links)].abort("killed")
+
+    async def _hang(self, name: str) -> None:
+        if name not in self.hung:
+            self.hung[name] = Hung(self.nodes.experts[name])
+
+    async def _go_on(self) -> None:
+        while self.hung:
+            self.hung.popitem()[1].go_on()
 
     async def _link(self) -> None:
         await self.nodes.link_all()
@@ -200,6 +227,7 @@ async def live(
                 exchange=way,
                 experts_gate=gate == "expert",
                 dispatch_timeout_s=TIMEOUT_S,
+                slowness=lambda: Slowness(timeout_s=TIMEOUT_S, floor_s=0.02),
             )
             world = World(
                 nodes=nodes,
@@ -211,6 +239,7 @@ async def live(
             for event in events:
                 await world.do(event)
             await world.do(("combine", len(world.receipts)))
+            await world.do(("go_on",))
             # Whatever was broken: linked anew, and with one epoch for all, it works.
             await world.do(("link",))
             await world.do(("load", len(SLOTS)))

@@ -181,13 +181,15 @@ class Endurance(Reach):
 
     def _watch(self, receipt: Receipt, loop: asyncio.AbstractEventLoop) -> None:
         """Look at a dispatch that was just posted when it becomes late."""
-        last_s = receipt.asked.deadline_s
+        asked = receipt.asked
         receipt.patience_s = patience_s = self._slowness.hedge_after_s(receipt.decision.mode, receipt.shape[0])
         if not receipt.per_instance:
             # Whoever posts the bundle looks first; this instance's own rows in one have no parts, and no need to.
             patience_s = _HAND_IN_PATIENCE * patience_s if receipt.parts else self._timeout_s
-        receipt.due_s = due_s = min(loop.time() + patience_s, last_s)
-        receipt.timer = loop.call_at(due_s, self._overdue, receipt)
+        # Since the dispatch was called, which is near enough; only the clock tells when it was sent again.
+        now_s = asked.deadline_s - self._timeout_s if asked.attempts == 1 else loop.time()
+        receipt.due_s = due_s = min(now_s + patience_s, asked.deadline_s)
+        receipt.timer = loop.call_later(due_s - now_s, self._overdue, receipt)
 
     def _overdue(self, receipt: Receipt) -> None:
         """It waits for longer than usual: let it be sent again if that helps, or wait on until its deadline."""
@@ -208,7 +210,7 @@ class Endurance(Reach):
                 receipt.fail(AnswerLate(f"{', '.join(late)}: late for MoE layer {receipt.layer}", instances=late))
                 return
             receipt.due_s = min(now_s + receipt.patience_s, last_s)
-        receipt.timer = loop.call_at(receipt.due_s, self._overdue, receipt)
+        receipt.timer = loop.call_later(receipt.due_s - now_s, self._overdue, receipt)
 
     def _sends_again(self, receipt: Receipt) -> bool:
         if receipt.asked.attempts >= ATTEMPTS:

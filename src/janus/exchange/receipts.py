@@ -180,8 +180,8 @@ class Receipt:
     def release(self) -> None:
         """Give the answers' memory back."""
         self.sums = None
-        for part in self.parts:
-            part.answer = None
+        # They name the receipt: without them it goes, and the activations with it, as soon as nobody holds it.
+        self.parts.clear()
         for frame in self.frames:
             frame.release()
         self.frames.clear()

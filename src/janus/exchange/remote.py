@@ -140,12 +140,13 @@ class RemoteExchange(Endurance):
         topk_ids_TK: torch.Tensor | None,
         topk_weights_TK: torch.Tensor | None,
     ) -> Receipt:
-        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-        return self._attempt(layer, Asked(x_TH, topk_ids_TK, topk_weights_TK, deadline_s))
+        loop = asyncio.get_running_loop()
+        asked = Asked(x_TH, topk_ids_TK, topk_weights_TK, loop.time() + self._timeout_s)
+        return self._attempt(layer, asked, loop)
 
-    def _attempt(self, layer: int, asked: Asked) -> Receipt:
+    def _attempt(self, layer: int, asked: Asked, loop: asyncio.AbstractEventLoop) -> Receipt:
         """Send a layer, for the first time or again."""
-        loop, x_TH = asyncio.get_running_loop(), asked.x_TH
+        x_TH = asked.x_TH
         if self._slowness.suspects and time.monotonic() >= self._slowness.due_s:
             self._readmit()
         # Without some experts it is up to this batch whether it needs them.
@@ -186,7 +187,7 @@ class RemoteExchange(Endurance):
             self._forget(receipt)
             receipt.fail(lost)
             if self._can_do_without(error.peer, asked):
-                return self._attempt(layer, asked)
+                return self._attempt(layer, asked, loop)
             raise lost from error
         receipt.posted_ns = posted = time.perf_counter_ns()
         # From here on the instances are at work: what is only bookkeeping comes last.
@@ -428,7 +429,7 @@ class RemoteExchange(Endurance):
             finally:
                 self._packing.prime()
                 self._forget(receipt)
-            receipt = self._attempt(receipt.layer, receipt.asked)
+            receipt = self._attempt(receipt.layer, receipt.asked, asyncio.get_running_loop())
         started = time.perf_counter_ns()
         answers, ends = receipt.answers()
         result = self._packing.combine(answers, ends, receipt.shape, residual_TH)
