@@ -11,7 +11,16 @@ import typer.testing
 from janus.config import AttentionOptions, ControllerOptions, ExpertOptions, GatewayOptions, UpOptions
 from janus.config.cli import help_text, options_command
 from janus.config.fields import option_fields
-from janus_cli.options import ChatOptions, DemoOptions, DoctorOptions, DownOptions, StatusOptions
+from janus_cli.options import (
+    ChatOptions,
+    DemoOptions,
+    DoctorOptions,
+    DownOptions,
+    DrainOptions,
+    RestartOptions,
+    ScaleOptions,
+    StatusOptions,
+)
 
 OPTIONS = [
     AttentionOptions,
@@ -23,6 +32,9 @@ OPTIONS = [
     DemoOptions,
     DoctorOptions,
     DownOptions,
+    DrainOptions,
+    RestartOptions,
+    ScaleOptions,
     StatusOptions,
 ]
 EXECUTABLES = [
@@ -45,6 +57,10 @@ def test_every_option_is_shown_with_unit_and_default(cls: type) -> None:
     for item in option_fields(cls):
         if item.name not in hidden:
             value = f"/ --no-{item.flag[2:]}" if item.is_bool else item.metavar
+            if item.info.positional:
+                assert "".join(help_text(item).split()) in text
+                assert f"[{item.metavar}]" in result.output.partition("\n")[0]
+                continue
             assert "".join(f"{item.flag} {value} {help_text(item)}".split()) in text
             assert "default: " in help_text(item) or "(required)" in help_text(item)
             assert value not in ("TEXT", "INTEGER", "NUMBER") or not item.info.unit
@@ -72,6 +88,12 @@ def test_help_needs_no_torch_no_ucx_no_cupy(module: str, prog: str) -> None:
         ("janus_gateway", ["--model", "x"], "error: --controller: is not given; pass --controller HOST:PORT"),
         ("janus_cli", ["up"], "error: --model: is required; pass --model PATH or set JANUS_UP_MODEL"),
         ("janus_cli", ["up", "--model", "/none"], "error: --model: /none has no config.json; give a Hugging Face"),
+        ("janus_cli", ["drain"], "error: INSTANCE: is required; pass INSTANCE"),
+        (
+            "janus_cli",
+            ["scale", "--experts", "2", "--name", "nobody"],
+            "error: --name: no cluster 'nobody' is running; ",
+        ),
         ("janus_cli", ["status", "--name", "nobody"], "error: --name: no cluster 'nobody' is running; "),
         ("janus_cli", ["chat", "--temperature", "-1"], "error: --temperature: -1.0 is out of range; use at least 0"),
     ],

@@ -40,6 +40,16 @@ def test_a_cluster_of_two_attention_and_three_expert_instances() -> None:
     assert arguments["expert-2"]["dtype"] == "bfloat16"
 
 
+def test_gateways_are_alike_and_share_the_socket_that_is_handed_down() -> None:
+    specs = plan_instances(UpOptions(model=Path("/m"), gateways=2), cores=8, fixed={})
+    first, second = (spec.listening_on(7) for spec in specs if spec.role == "gateway")
+    assert (first.name, second.name) == ("gateway-0", "gateway-1")
+    assert first.arguments == second.arguments
+    assert first.arguments["http_fd"] == 7
+    assert first.fds == (7,)
+    assert specs[0].arguments["expect_gateways"] == 2
+
+
 def test_a_monolithic_cluster_has_no_expert_instances() -> None:
     arguments = plan(UpOptions(model=Path("/m"), attention=1, experts=3, monolithic=True))
     assert list(arguments) == ["controller-0", "gateway-0", "attention-0"]

@@ -14,10 +14,13 @@ import pytest
 
 from janus.cluster.instances import MODULES, plan_instances
 from janus.cluster.local import LocalLauncher
+from janus.cluster.sizes import Sizes
 from janus.cluster.state import RunDirectory
 from janus.cluster.supervisor import Supervisor
 from janus.config import UpOptions
 from janus.errors import LaunchError
+from janus.messages.control import StatusReport
+from tests.cli.cluster_fakes import Calls, FakeController, report_of
 
 ROOT = Path(__file__).parents[2]
 Supervise = Callable[[UpOptions], AbstractAsyncContextManager[tuple[Supervisor, "Told"]]]
@@ -116,6 +119,47 @@ async def test_a_restarted_controller_and_gateway_listen_where_they_did(supervis
         assert supervisor.url == url
         keeper.cancel()
         await asyncio.wait({keeper})
+
+
+async def test_an_instance_that_hangs_is_ended_and_comes_back(supervise: Supervise) -> None:
+    async with supervise(up_options(hung_after_s=0.1)) as (supervisor, told):
+        await supervisor.start()
+        controller = FakeController(Calls())
+        supervisor.operations.controller = controller
+        # Given up by the controller, as it listens now; whoever takes its place listens elsewhere.
+        (hung,) = [each for each in supervisor.fleet.running() if each.name == "expert-1"]
+        psutil.Process(hung.pid).suspend()
+        report = report_of([hung], failed={"expert-1"})
+        controller.status = lambda: answered(report)  # type: ignore[method-assign]
+        keeper = asyncio.create_task(supervisor.keep(), name="keep")
+        await told.wait_for(rf"expert-1 hangs: it was given up by the controller, and its process {hung.pid} lives")
+        await told.wait_for("expert-1 ended with signal SIGKILL; restarted")
+        assert await latest_pid(told, "expert-1", hung.pid)
+        keeper.cancel()
+        await asyncio.wait({keeper})
+
+
+async def test_operations_reach_the_instances(supervise: Supervise) -> None:
+    async with supervise(up_options(drain_timeout_s=1.0)) as (supervisor, told):
+        await supervisor.start()
+        controller = FakeController(Calls())
+        controller.running = supervisor.fleet.running
+        supervisor.operations.controller = controller
+        keeper = asyncio.create_task(supervisor.keep(), name="keep")
+        await supervisor.operations.scale(Sizes(gateways=2, attention=1, experts=1))
+        assert supervisor.fleet.names("gateway", "expert") == ["expert-0", "gateway-0", "gateway-1"]
+        assert {each.name for each in supervisor.directory.read().instances} == set(supervisor.fleet.names())
+        before = pids(told)
+        await supervisor.operations.restart(["gateway-0"], in_place=False)
+        assert not psutil.pid_exists(before["gateway-0"])
+        assert pids(told)["gateway-1"] == before["gateway-1"]
+        assert not [line for line in told.lines if " ended with " in line], "what leaves when told to is no failure"
+        keeper.cancel()
+        await asyncio.wait({keeper})
+
+
+async def answered(report: StatusReport) -> StatusReport:
+    return report
 
 
 async def test_without_restarts_a_death_is_told_and_no_more(supervise: Supervise) -> None:
