@@ -65,7 +65,7 @@ def test_without_statistics_or_change_there_is_no_reason_to_move() -> None:
     for nothing in (None, Activity(counts=ACTIVITY.counts), replace(ACTIVITY, trace=TRACE[:, :0])):
         verdict = worth_moving(REQUEST, SPLIT, nothing, bytes_per_expert=1)
         assert not verdict.move
-        assert np.isnan(verdict.a_max_before)
+        assert (verdict.a_max_before, verdict.a_max_after) == (0.0, 0.0)
         assert "no statistics" in verdict.reason
     assert not worth_moving(REQUEST, IN_PAIRS, ACTIVITY, bytes_per_expert=1).move
 

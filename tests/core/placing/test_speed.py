@@ -1,45 +1,34 @@
-"""Budgets of decisions that a controller makes, in CPU time; the best of a few runs, for others only add to it."""
+"""Budgets of decisions that a controller makes, in CPU time."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
-
-import numpy as np
-import pytest
+from pathlib import Path
 
 from janus.core.placement import static_placement
 from janus.core.placing import POLICIES
-from janus.core.placing.contract import PlacingRequest
-from janus.core.placing.slotting import next_step
-from tests.core.placing.drawn import routed
-from tests.core.placing.test_policies import hosts
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_512_hosts_with_256_experts_in_4_layers_are_decided_in_a_second(name: str) -> None:
-    activity = routed(np.random.default_rng(2), 4, 256, 8, tokens=2048)
-    request = PlacingRequest(num_layers=4, num_experts=256, hosts=hosts(512, 256, nodes=64), activity=activity)
-    seconds = []
-    for _ in range(3):
-        started = time.process_time()
-        held = POLICIES[name](request)
-        decided = time.process_time()
-        step = next_step(
-            epoch=1,
-            num_experts=256,
-            slots=8,
-            hosts=[host.name for host in request.hosts],
-            nodes=[host.node for host in request.hosts],
-            target=held,
-            current=None,
-            in_use=[],
-        )
-        seconds.append((decided - started, time.process_time() - decided))
-        assert step is not None
-        assert step.complete
-    decision, slotting = map(min, zip(*seconds, strict=True))
-    assert decision < 1.0
-    assert slotting < 0.5
+def test_512_hosts_with_256_experts_in_4_layers_are_decided_in_a_second() -> None:
+    """On one thread: matrix libraries spin on others while they wait, which is no work of ours."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.core.placing.decide"],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | threads,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    seconds = json.loads(done.stdout)
+    assert set(seconds) == set(POLICIES)
+    assert all(each["decision"] < 1.0 for each in seconds.values()), seconds
+    assert all(each["slotting"] < 0.5 for each in seconds.values()), seconds
 
 
 def test_planning_without_a_lost_instance_takes_less_than_2_ms() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from janus.core.placement import Placement
 from janus.core.placing.contract import Activity, Held, PlacingRequest
 from janus.core.placing.objective import estimate_a_max
@@ -29,7 +27,7 @@ class Verdict:
     """Whether to go from the placement in force to a target."""
 
     move: bool
-    #: Mean a_max over the layers and sampled batches, for the hosts' speeds; NaN where there is no trace.
+    #: Mean a_max over the layers and sampled batches, for the hosts' speeds; 0 = it was not estimated.
     a_max_before: float
     a_max_after: float
     #: Replicas to load on each host, by name; hosts with none are left out.
@@ -83,7 +81,7 @@ def worth_moving(
     loads = replicas_to_load(current, target, names)
     total = sum(loads.values()) * bytes_per_expert
 
-    def verdict(move: bool, reason: str, before: float = np.nan, after: float = np.nan) -> Verdict:
+    def verdict(move: bool, reason: str, before: float = 0.0, after: float = 0.0) -> Verdict:
         return Verdict(move=move, a_max_before=before, a_max_after=after, loads=loads, bytes=total, reason=reason)
 
     if current is None or set(current.instances) != set(names):

@@ -1,4 +1,4 @@
-"""Staying near what is in force: the least that must change, contents matched to hosts, and which target to take."""
+"""Staying near what is in force: the least that must change, and which target to take."""
 
 from __future__ import annotations
 
@@ -68,35 +68,6 @@ def filled(problem: LayerProblem, holding: Holding) -> Holding:
         per_replica = np.where(holding[host], -1.0, problem.loads / holding.sum(axis=0))
         holding[host, int(per_replica.argmax())] = True
     return holding
-
-
-def matched(problem: LayerProblem, holding: Holding) -> Holding:
-    """Return ``holding`` with the contents of like hosts exchanged so that most of what is in force stays.
-
-    Hosts are alike if quota, speed and node are. Pairs of contents and host are taken by how much they have in common,
-    greedily.
-    """
-    result = holding.copy()
-    alike: dict[tuple[int, float, int], list[int]] = {}
-    for host, kind in enumerate(
-        zip(problem.quotas.tolist(), problem.speeds.tolist(), problem.nodes.tolist(), strict=True)
-    ):
-        alike.setdefault(kind, []).append(host)
-    for hosts in alike.values():
-        common = holding[hosts].astype(np.float32) @ problem.held[hosts].astype(np.float32).T
-        contents, places = list(range(len(hosts))), set(range(len(hosts)))
-        goes: dict[int, int] = {}
-        order = np.argsort(-common, axis=None, kind="stable")
-        for flat in order[: np.count_nonzero(common)].tolist():
-            content, place = divmod(flat, len(hosts))
-            if content not in goes and place in places:
-                goes[content] = place
-                places.discard(place)
-        rest = iter(sorted(places))
-        for content in contents:
-            place = goes[content] if content in goes else next(rest)
-            result[hosts[place]] = holding[hosts[content]]
-    return result
 
 
 def weighted(problem: LayerProblem, holding: Holding, score: float) -> float:

@@ -6,9 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.core.placing.contract import Held, PlacingRequest
-from janus.core.placing.nearby import choose, filled, kept, matched
+from janus.core.placing.matching import matched
+from janus.core.placing.nearby import choose, filled, kept
 from janus.core.placing.objective import Batches, coactivation_cost
-from janus.core.placing.policies.static import even
+from janus.core.placing.policies.eplb import packed
+from janus.core.placing.policies.static import dealt, even
 from janus.core.placing.problem import Holding, LayerProblem, as_held, problems
 from janus.core.placing.replicas import replica_counts
 from janus.core.placing.search import improved
@@ -17,7 +19,7 @@ from janus.core.placing.search import improved
 #: others, which is at B in [10, 100] for large models (paper, appendix A) and below for small ones.
 BATCHES = (4, 16, 64)
 #: Of each size.
-SAMPLES = 32
+SAMPLES = 64
 
 
 def place_activation_aware(request: PlacingRequest) -> Held:
@@ -30,17 +32,26 @@ def place_activation_aware(request: PlacingRequest) -> Held:
 
 
 def apart(problem: LayerProblem) -> Holding:
-    """Return the better of algorithm 3 and of what is in force, both improved by exchanges on the trace."""
-    candidates = [matched(problem, algorithm_3(problem))]
-    if problem.held.any():
-        candidates.append(kept(problem))
+    """Return the best of new placements and of what is in force, improved on the trace.
+
+    With a trace, algorithm 3 competes with the balance of tokens and the even deal: where spare replicas leave AEBS a
+    choice, or tokens choose experts independently, these are as good or a little better. Only the best is improved.
+    """
     batches = judge(problem)
+    near = [kept(problem)] if problem.held.any() else []
     if batches is None:
         return choose(
-            problem, candidates, lambda holding: coactivation_cost(holding, problem.coactivation, problem.speeds)
+            problem,
+            [matched(problem, algorithm_3(problem)), *near],
+            lambda holding: coactivation_cost(holding, problem.coactivation, problem.speeds),
         )
-    candidates += [improved(problem, each, batches, parts=len(candidates)) for each in candidates]
-    return choose(problem, candidates, lambda holding: batches.mean_a_max(holding, problem.speeds))
+
+    def score(holding: Holding) -> float:
+        return batches.mean_a_max(holding, problem.speeds)
+
+    starts = [min((algorithm_3(problem), packed(problem), dealt(problem)), key=score), *near]
+    starts[0] = matched(problem, starts[0])
+    return choose(problem, [improved(problem, each, batches, parts=len(starts)) for each in starts], score)
 
 
 def judge(problem: LayerProblem) -> Batches | None:

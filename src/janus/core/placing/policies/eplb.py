@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from janus.core.placing.contract import Held, PlacingRequest
-from janus.core.placing.nearby import choose, filled, kept, load_per_speed, matched
+from janus.core.placing.matching import matched
+from janus.core.placing.nearby import choose, filled, kept, load_per_speed
 from janus.core.placing.objective import token_imbalance
 from janus.core.placing.policies.static import even
 from janus.core.placing.problem import Holding, LayerProblem, as_held, problems

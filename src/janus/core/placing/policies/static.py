@@ -23,5 +23,10 @@ def even(problem: LayerProblem) -> Holding:
         return problem.held
     if problem.held.any():
         return kept(problem)
-    dealt = deal(problem.loads, problem.quotas.tolist(), layer=problem.layer, speeds=problem.speeds.tolist())
-    return as_holding(tuple(tuple(held) for held in dealt), len(problem.loads))
+    return dealt(problem)
+
+
+def dealt(problem: LayerProblem) -> Holding:
+    """Return the even deal of one layer, whatever is in force."""
+    found = deal(problem.loads, problem.quotas.tolist(), layer=problem.layer, speeds=problem.speeds.tolist())
+    return as_holding(tuple(tuple(held) for held in found), len(problem.loads))
