@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from janus.cluster.local import LocalLauncher
 #: Where the gateway, the controller, ``janus up`` and the load are.
 FRONT = "front"
 _LINK = LinkSpec(latency_us=50.0, rate_gbit=10.0)
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
+_MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 0x80000, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -79,20 +80,32 @@ def nodes(needs: ClusterNeeds) -> Iterator[Nodes]:
         *(f"a{index}" for index in range(needs.attention)),
         *(f"e{index}" for index in range(needs.experts)),
     ]
-    with Testbed(names, _LINK) as bed:
-        home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _enter(Path("/run/netns") / bed.namespace(FRONT))
-            yield Nodes(bed)
-        finally:
-            _enter(Path(f"/proc/self/fd/{home}"))
-            os.close(home)
+    with Testbed(names, _LINK) as bed, _inside(Path("/run/netns") / bed.namespace(FRONT)):
+        yield Nodes(bed)
 
 
-def _enter(namespace: Path) -> None:
-    handle = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _libc.setns(handle, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"setns to {namespace} failed")
-    finally:
-        os.close(handle)
+@contextlib.contextmanager
+def _inside(namespace: Path) -> Iterator[None]:
+    """What ``ip netns exec`` does, for this thread and what it starts: the network, and the /sys that goes with it.
+
+    UCX looks for network devices in /sys, and would see those outside.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, kind in (("net", _CLONE_NEWNET), ("mnt", _CLONE_NEWNS)):
+            home = os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, home)
+            stack.callback(_check, "setns", lambda home=home, kind=kind: _libc.setns(home, kind))
+        inside = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, inside)
+        _check("unshare", lambda: _libc.unshare(_CLONE_NEWNS))
+        _check("mount", lambda: _libc.mount(b"", b"/", None, _MS_REC | _MS_SLAVE, None))
+        _check("setns", lambda: _libc.setns(inside, _CLONE_NEWNET))
+        _check("umount", lambda: _libc.umount2(b"/sys", _MNT_DETACH))
+        _check("mount", lambda: _libc.mount(b"front", b"/sys", b"sysfs", 0, None))
+        yield
+
+
+def _check(name: str, call: Callable[[], int]) -> None:
+    if call() != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name} failed: {os.strerror(number)}")

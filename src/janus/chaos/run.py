@@ -99,14 +99,14 @@ class Runner:
             await running.until_begun(timeout_s=_BEGIN_LIMIT_S)
             start = time.perf_counter()
             await steps.run(self.scenario)
-            await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
+            whole = await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
             await asyncio.sleep(load.after)
             end = time.perf_counter()
             running.over.set()
             async with asyncio.timeout(2 * TIMEOUT_S):
                 await streams
             await self._restore(sizes)
-            whole = await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
+            await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
             watcher.cancel()
         return self._result(running.requests, steps.done, looks, start=start, end=end, whole=whole)
 
@@ -163,8 +163,7 @@ def _recovered_s(pace: Goodput | None, looks: list[Look], fault_at: float) -> fl
 
 
 def _whole_at(looks: list[Look], whole: Look, fault_at: float) -> float:
-    """When the last problem after the fault was over; the fault itself when there was none."""
-    last = max((index for index, look in enumerate(looks) if look.at > fault_at and look.problems), default=None)
-    if last is None:
-        return fault_at
-    return looks[last + 1].at if last + 1 < len(looks) else whole.at
+    """When the last problem between the fault and ``whole`` was over; the fault itself when there was none."""
+    seen = [*(look for look in looks if fault_at < look.at < whole.at), whole]
+    last = max((index for index, look in enumerate(seen) if look.problems), default=None)
+    return fault_at if last is None else seen[last + 1].at
