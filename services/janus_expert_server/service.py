@@ -63,6 +63,7 @@ class ExpertServer(ModelServer):
                 load.cancel()
 
     def register(self) -> Register:
+        engine = self._stepping.engine
         return Register(
             host=self.common.host,
             port=self.port,
@@ -71,6 +72,7 @@ class ExpertServer(ModelServer):
             capacity=self._capacity,
             speed=self._options.speed,
             loaded_epoch=self._report().get("loaded_epoch", 0),
+            loaded_epochs=engine.loaded_epochs if engine is not None else [],
             ops_port=self.ops_port,
         )
 

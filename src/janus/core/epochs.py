@@ -45,10 +45,16 @@ class Candidate:
     capacity: int = 0
     speed: float = 1.0
     loaded_epoch: int = 0
+    #: What it had loaded when it registered; empty where it did not say.
+    loaded_epochs: tuple[int, ...] = ()
     #: False: it leaves, and serves what it has until others have it.
     wanted: bool = True
     #: It could not load what it was given last: it serves what it has, and gets nothing new.
     frozen: bool = False
+
+    def has_loaded(self, epoch: int) -> bool:
+        """Whether its replicas of ``epoch`` are loaded. One that was restarted may have a newer one alone."""
+        return epoch in self.loaded_epochs if self.loaded_epochs else self.loaded_epoch >= epoch
 
 
 @dataclass(slots=True, eq=False)
@@ -199,18 +205,23 @@ class PlacementEpochs:
         if self._in_force is None and (self._known is None or placement.epoch > self._known.epoch):
             self._known = placement
 
-    def reconcile(self, candidates: Sequence[Candidate], *, complete: bool, now: float) -> list[Action]:
+    def reconcile(
+        self, candidates: Sequence[Candidate], *, complete: bool, now: float, recalled: bool = False
+    ) -> list[Action]:
         """Return what to do about the expert instances that exist now.
 
         Args:
             candidates: those that are there, in order.
             complete: whether all are there that the first placement waits for.
             now: seconds of any monotonic clock.
+            recalled: whether what an earlier controller had in force is taken over although some of it are not there.
         """
         self._candidates = {candidate.name: candidate for candidate in candidates}
         actions: list[Action] = []
         if self._in_force is None:
-            actions += self._adopt(complete=complete, now=now)
+            actions += self._adopt(complete=complete or recalled, now=now)
+        else:
+            self._know_again(self._in_force)
         pending = self._pending
         if pending is not None and (gone := pending.gone(self._alive)):
             actions += self._give_up(f"{', '.join(sorted(gone))} went away", now)
@@ -291,7 +302,7 @@ class PlacementEpochs:
         if known is None:
             return []
         holders = {
-            name: candidate.incarnation if candidate.loaded_epoch >= known.epoch else ""
+            name: candidate.incarnation if candidate.has_loaded(known.epoch) else ""
             for name in known.instances
             if (candidate := self._candidates.get(name)) is not None
         }
@@ -303,6 +314,13 @@ class PlacementEpochs:
         self._enforce(epoch)
         self._slots = known.slots_per_instance
         return [_log("placement_adopted", epoch)]
+
+    def _know_again(self, epoch: _Epoch) -> None:
+        """One that was not there when ``epoch`` was adopted has come, and has what it had."""
+        for name, incarnation in epoch.holders.items():
+            candidate = self._candidates.get(name)
+            if not incarnation and candidate is not None and epoch.number in candidate.loaded_epochs:
+                epoch.holders[name] = candidate.incarnation
 
     def _enforce(self, epoch: _Epoch) -> None:
         if self._in_force is not None:

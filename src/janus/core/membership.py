@@ -107,7 +107,11 @@ class Membership:
         sentences = [f"{name} has not registered" for name in self.missing]
         for epoch, names in self._epochs.waiting_for.items():
             sentences += [f"{name} is loading the experts of epoch {epoch}" for name in names]
-        return [*sentences, self._epochs.problem] if self._epochs.problem else sentences
+        if self._epochs.problem:
+            sentences.append(self._epochs.problem)
+        if not sentences and not self._epochs.was_in_force and self._expected["expert"]:
+            sentences.append("the placement that an earlier controller had in force is being recalled")
+        return sentences
 
     @property
     def degraded(self) -> list[str]:
@@ -406,6 +410,7 @@ class Membership:
                 capacity=member.register.capacity,
                 speed=member.register.speed,
                 loaded_epoch=member.loaded_epoch,
+                loaded_epochs=tuple(member.register.loaded_epochs),
                 # A draining instance serves on in the placement in force, and has no part in a new one.
                 wanted=member.state != "draining",
                 frozen=now < member.frozen_until,
@@ -414,7 +419,9 @@ class Membership:
         ]
         wanted = sum(candidate.wanted for candidate in candidates)
         complete = wanted >= max(1, self._expected["expert"]) and self._may_start(candidates, now)
-        actions = self._epochs.reconcile(candidates, complete=complete, now=now)
+        # Instances that are gone, or leave, must not keep a controller that has restarted from taking over.
+        recalled = bool(wanted) and now - self._started > RECALL_S
+        actions = self._epochs.reconcile(candidates, complete=complete, now=now, recalled=recalled)
         if self._epochs.problem and not self._epochs.was_in_force:
             # It was never enough: the user is told by every expert instance, not left waiting.
             for candidate in candidates:

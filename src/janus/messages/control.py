@@ -110,6 +110,8 @@ class Register(_Message, frozen=True, tag="register"):
     speed: float = 1.0
     #: Expert instances: the epoch whose replicas are loaded, 0 for none (a controller that restarts asks no reload).
     loaded_epoch: int = 0
+    #: Expert instances: every epoch whose replicas are loaded. A newer one of them says nothing about an older.
+    loaded_epochs: list[int] = []
     #: HTTP port of /health and /metrics, 0 for none.
     ops_port: int = 0
     #: Attention instances: the placement that they plan with, from which a controller that has restarted learns it.

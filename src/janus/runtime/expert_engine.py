@@ -141,6 +141,11 @@ class ExpertEngine:
         """The newest epoch whose replicas are in memory, 0 for none."""
         return self._replicas.loaded_epoch
 
+    @property
+    def loaded_epochs(self) -> list[int]:
+        """Every epoch whose replicas are in memory; may be read from another thread."""
+        return self._replicas.loaded_epochs
+
     def report(self) -> dict[str, int]:
         """Counters for metrics; may be read from another thread."""
         return {
