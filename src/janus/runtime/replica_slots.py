@@ -140,6 +140,11 @@ class ReplicaSlots:
         )
         return done
 
+    @property
+    def loaded_epochs(self) -> list[int]:
+        """The epochs whose replicas are loaded; may be read from another thread."""
+        return sorted(self._epochs)
+
     def retire(self, oldest_epoch: int) -> int:
         """Forget the epochs below ``oldest_epoch`` and give back what only they use; returns how many slots.
 
