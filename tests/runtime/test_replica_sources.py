@@ -241,6 +241,22 @@ async def test_auto_measures_both_sources(two: StartTwo) -> None:
     assert pair.same()
 
 
+async def test_who_has_what_may_become_known_while_loading(
+    two: StartTwo, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = await two()
+    told, pair.wanter._replicas.in_force = pair.wanter._replicas.in_force, None
+    read = checkpoint.read_expert
+
+    def learn(*args: object) -> object:
+        pair.wanter._replicas.in_force = told
+        return read(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "read_expert", learn)
+    report = await pair.load()
+    assert report.bytes_from_peers == 7 * report.bytes_read > 0
+
+
 async def test_disk_asks_nobody(two: StartTwo) -> None:
     pair = await two(source="disk")
     assert (await pair.load()).bytes_from_peers == 0

@@ -67,6 +67,8 @@ class ReplicaSlots:
         self.loaded_epoch = 0
         #: The placement that dispatches use now, as the newest view says: others hold what it says.
         self.in_force: PlacementTable | None = None
+        #: The same, where this instance has not loaded it.
+        self._others: Placement | None = None
         #: Counts how often slots were taken away: what was checked under another number must be checked again.
         self.generation = 0
 
@@ -99,7 +101,6 @@ class ReplicaSlots:
 
         try:
             epoch = await sources.run(EpochSlots, table, self._instance, self._library)
-            holders = await self._placement_with_holders()
             self._loading = epoch
             bank = self._room_for(epoch)
             for layer, slot in self._missing(bank, epoch):
@@ -108,7 +109,7 @@ class ReplicaSlots:
                 if bank.slot_expert[layer][slot] != EMPTY:
                     self._take_away(bank, [(layer, slot)])
                 loaded.append((layer, slot))
-                await sources.fill(bank, layer, slot, expert, holders=_holders(holders, layer, expert))
+                await sources.fill(bank, layer, slot, expert, holders=await self._holders(layer, expert))
                 bank.hold(layer, slot, expert)
         except BaseException as error:
             useless = [place for place in loaded if not self._wanted_next(table, bank, *place)]
@@ -207,13 +208,19 @@ class ReplicaSlots:
             bank.release(layer, slot)
         self._sources.give_back(bank, places)
 
-    async def _placement_with_holders(self) -> Placement | None:
-        """Return the placement that says best who has which expert in memory now; ``None`` before there is any."""
+    async def _holders(self, layer: int, expert: int) -> list[str]:
+        """Return the instances that have ``expert`` in memory, as far as is known here."""
         table = self.in_force
-        if table is None or table.epoch in self._epochs:
-            number = self.loaded_epoch if table is None else table.epoch
-            return self._epochs[number].placement if number in self._epochs else None
-        return await self._sources.run(Placement.from_table, table)
+        number = self.loaded_epoch if table is None else table.epoch
+        if number in self._epochs:
+            placement = self._epochs[number].placement
+        elif table is not None:
+            if self._others is None or self._others.epoch != number:
+                self._others = await self._sources.run(Placement.from_table, table)
+            placement = self._others
+        else:
+            return []
+        return [placement.instances[index] for index in placement.hosts(layer, expert)]
 
     # -- what dispatches may use -----------------------------------------------------------------------------------
 
@@ -262,7 +269,3 @@ class ReplicaSlots:
         if found is None:
             raise ReplicaMissing(f"epoch {number} is not loaded here, the newest is {self.loaded_epoch}")
         return found
-
-
-def _holders(placement: Placement | None, layer: int, expert: int) -> list[str]:
-    return [] if placement is None else [placement.instances[index] for index in placement.hosts(layer, expert)]
