@@ -245,6 +245,21 @@ async def test_where_all_hang_nobody_is_suspected(nodes: StartNodes, config: Mod
     assert exchange.times.resent_late == 0
 
 
+async def test_a_loop_that_was_busy_blames_nobody(nodes: StartNodes, config: ModelConfig) -> None:
+    """Its timers run before what has come meanwhile is taken in."""
+    world = await nodes(exchange="direct", attention={FIRST: "a"})
+    given, exchange = {FIRST: batches(config)[FIRST]}, world.attention[FIRST]
+    expected = await warm(world, given)
+    receipt = exchange.dispatch(0, *given[FIRST])
+    until = time.monotonic() + 3 * FLOOR_S
+    while time.monotonic() < until:
+        pass
+    same({FIRST: await exchange.combine(receipt)}, expected)
+    assert receipt.looked, "it was late, but for the loop alone"
+    assert exchange.times.resent_late == 0
+    assert exchange.suspects() == ()
+
+
 async def test_without_a_spare_replica_a_hung_instance_is_waited_for(nodes: StartNodes, config: ModelConfig) -> None:
     alone = {"expert-0": [0, 1, 2], "expert-1": [3, 4, 5], "expert-2": [6, 7]}
     table = spread({name: held + [-1] * (3 - len(held)) for name, held in alone.items()}, EXPERT_NODES)

@@ -30,7 +30,9 @@ _UP, _DOWN = 1 / 4, 1 / 64
 #: The first back-off, and the longest.
 BACK_OFF_S = 1.0
 LONGEST_BACK_OFF_S = 60.0
-#: Hedges that may be made at once, and how many more each timing earns: of 8 dispatches one is timed.
+#: Of so many dispatches one is timed, and all of the first.
+TIMED_EVERY, TIMED_FIRST = 8, 64
+#: Hedges that may be made at once, and how many more each timing earns.
 _HEDGES = 8.0
 _EARNED = 0.25
 #: An instance that takes so much longer than the others gets an expert less, one that takes hardly longer gets one
@@ -70,6 +72,11 @@ class _Record:
     ratio: float = 1.0
     settled: int = 0
     bias: int = 0
+
+
+def is_timed(number: int) -> bool:
+    """Return whether dispatch ``number`` is timed."""
+    return number % TIMED_EVERY == 0 or number < TIMED_FIRST
 
 
 class Slowness:

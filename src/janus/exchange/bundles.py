@@ -22,7 +22,7 @@ from janus.core.exchange_routes import Destination, Mode
 from janus.core.linger import Linger
 from janus.core.placement import Placement
 from janus.core.scheduling import Assignment
-from janus.core.slowness import Slowness
+from janus.core.slowness import Slowness, is_timed
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.fine_timer import FineTimer
 from janus.exchange.layout import UngatedLayout, check_dispatch, check_ungated, dispatch_layout
@@ -103,7 +103,7 @@ class Batch:
 
 
 @dataclass(slots=True, eq=False)
-class _Post:
+class Post:
     """One frame of a bundle; waits for its answer."""
 
     bundle: Bundle
@@ -132,7 +132,7 @@ class Bundle:
     #: When waiting for other members is given up.
     due_s: float
     batches: list[Batch] = field(default_factory=list)
-    posts: list[_Post | None] = field(default_factory=list)
+    posts: list[Post | None] = field(default_factory=list)
     answers: list[InFrame | None] = field(default_factory=list)
     outstanding: int = 0
     request_ids: list[int] = field(default_factory=list)
@@ -147,20 +147,17 @@ class Bundle:
     #: As of a receipt.
     looked: bool = False
     rounds: int = 0
-    #: Who has answered, and how many seconds after the post.
-    timings: list[tuple[str, float]] = field(default_factory=list)
+    #: Rows of all members.
+    rows: int = 0
+    #: Who has answered how many seconds after the post, where that is measured.
+    timings: list[tuple[str, float]] | None = None
 
     @property
     def plan(self) -> Plan:
         """How it goes on."""
         return self.key[2]
 
-    @property
-    def total_rows(self) -> int:
-        """Rows of all members."""
-        return sum(len(batch.x_TH) for batch in self.batches)
-
-    def take(self, post: _Post, frame: InFrame) -> None:
+    def take(self, post: Post, frame: InFrame) -> None:
         """Take the answer to one of the frames."""
         bundles = self.bundles
         hidden = self.batches[0].x_TH.shape[1]
@@ -171,7 +168,8 @@ class Bundle:
                 self.fail(problem)
             return
         self.answers[post.index] = frame
-        self.timings.append((post.via, time.monotonic() - self.sent_s))
+        if self.timings is not None:
+            self.timings.append((post.via, time.monotonic() - self.sent_s))
         self.outstanding -= 1
         if not self.outstanding:
             bundles.answered(self)
@@ -225,7 +223,7 @@ class Bundles:
         dtype: torch.dtype,
         dtype_code: int,
         links: Mapping[str, Link],
-        await_answer: Callable[[_Post], int],
+        await_answer: Callable[[Post], int],
         forget_answers: Callable[[Sequence[int]], None],
         abandon_answers: Callable[[Sequence[int]], None],
         slowness: Slowness,
@@ -279,6 +277,7 @@ class Bundles:
         for key, bundle in list(self._open.items()):
             for batch in [b for b in bundle.batches if b.link is link]:
                 bundle.batches.remove(batch)
+                bundle.rows -= batch.x_TH.shape[0]
                 batch.release()
             if self._open.get(key) is not bundle:
                 continue  # to post one may take down a link, too, and send the rest
@@ -301,6 +300,7 @@ class Bundles:
             bundle = self._open[key] = Bundle(key, deadline_ms, now, now + limit_s)
             bundle.bundles = self
         bundle.batches.append(batch)
+        bundle.rows += batch.x_TH.shape[0]
         self._maybe_send(bundle)
 
     def hand_in(self, mode: Mode, plan: Plan, link: Link, frame: InFrame, *, deadline_ms: int) -> None:
@@ -370,6 +370,8 @@ class Bundles:
         self.lingered_s += now - bundle.opened_s
         self._linger.sent(self._present(bundle), layer=bundle.key[1])
         self.sent += 1
+        if is_timed(self.sent):
+            bundle.timings = []
         plan = bundle.plan
         try:
             for index, (to, numbering) in enumerate(zip(plan.destinations, plan.numberings, strict=True)):
@@ -380,8 +382,9 @@ class Bundles:
         for batch in bundle.batches:
             batch.release()
         bundle.last_s = now + _PATIENCE * bundle.deadline_ms / 1000
-        bundle.patience_s = self._slowness.hedge_after_s(bundle.key[0], bundle.total_rows)
-        self._look_again(bundle, now + bundle.patience_s)
+        bundle.patience_s = patience_s = self._slowness.hedge_after_s(bundle.key[0], bundle.rows)
+        bundle.look_s = min(now + patience_s, bundle.last_s)
+        bundle.timer = asyncio.get_running_loop().call_later(bundle.look_s - now, self._overdue, bundle)
 
     def _look_again(self, bundle: Bundle, look_s: float) -> None:
         now = time.monotonic()
@@ -407,7 +410,7 @@ class Bundles:
             raise LinkError(to.relay, "is not linked")
         _, layer, plan, top_k, flags, _ = bundle.key
         frame, nbytes, top_k = self._fill(bundle, link, numbering, total, top_k)
-        post = _Post(bundle, index, to.relay, total)
+        post = Post(bundle, index, to.relay, total)
         request_id = self._await_answer(post)
         bundle.request_ids.append(request_id)
         bundle.posts.append(post)
@@ -474,7 +477,7 @@ class Bundles:
         else:
             bundle.looked = False
             bundle.rounds += 1
-            heard, rounds = bool(bundle.timings), bundle.rounds
+            heard, rounds = any(frame is not None for frame in bundle.answers), bundle.rounds
             if self._gives_up(bundle.key[0], late, heard=heard, rounds=rounds, waited_s=waited_s):
                 self._abandon_answers(bundle.request_ids)
                 bundle.fail(AnswerLate(problem + f"{waited_s:.3f} s", instances=late))
@@ -486,7 +489,8 @@ class Bundles:
     def answered(self, bundle: Bundle) -> None:
         """All answers are in: give each member its sums."""
         self._round_s = time.monotonic() - bundle.sent_s
-        self._slowness.answered(bundle.key[0], bundle.total_rows, bundle.timings)
+        if bundle.timings:
+            self._slowness.answered(bundle.key[0], bundle.rows, bundle.timings)
         # The others first: this instance's own step goes on in a later turn of the loop.
         offsets = [0] * len(bundle.answers)
         own: tuple[Batch, list[Answer], list[int]] | None = None

@@ -15,7 +15,7 @@ from janus.core.exchange_routes import Mode
 from janus.core.placement import Placement
 from janus.core.slowness import Slowness
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
-from janus.exchange.bundles import GRACE_S, Bundle, Bundles
+from janus.exchange.bundles import GRACE_S, Bundle, Bundles, Post
 from janus.exchange.choice import ModeChoice
 from janus.exchange.reach import Reach
 from janus.exchange.receipts import AnswerLate, DispatchRefused, Part, Receipt, Waiter
@@ -38,8 +38,10 @@ _AVOIDED_FOR = 16
 _ABANDONED_KEPT = 256
 #: Rows that are handed in wait for others, and whoever posts them is the first to say which expert instance is late.
 _HAND_IN_PATIENCE = 1.5
-#: Of so many dispatches one is timed, and all of the first.
-TIMED_EVERY, TIMED_FIRST = 8, 64
+
+
+#: Looks at a dispatch that is late, after which whoever it waits for is told to be late.
+_LATE_ROUNDS = 2
 
 
 class Endurance(Reach):
@@ -78,8 +80,15 @@ class Endurance(Reach):
     # -- what others want to know --------------------------------------------------------------------------------
 
     def suspects(self) -> tuple[str, ...]:
-        """Expert instances whose answers are too late, by name. May be called from another thread."""
-        return tuple(sorted(self._slowness.suspects))
+        """Expert instances whose answers are too late, by name: left out, or waited for because nobody else has their
+        experts. May be called from another thread.
+        """
+        waited_for = {
+            waiter.via
+            for waiter in list(self._pending.values())
+            if isinstance(waiter, Part) and waiter.receipt.per_instance and waiter.receipt.rounds >= _LATE_ROUNDS
+        }
+        return tuple(sorted(self._slowness.suspects | waited_for))
 
     def oldest_epoch(self) -> int:
         """The oldest epoch that a dispatch in flight here may name, own or handed in; the one in force without any.
@@ -103,8 +112,8 @@ class Endurance(Reach):
         for waiter in list(self._pending.values()):
             if isinstance(waiter, Part):
                 own.add(waiter.receipt)
-            elif (bundle := getattr(waiter, "bundle", None)) is not None:
-                bundles.add(bundle)
+            elif isinstance(waiter, Post):
+                bundles.add(waiter.bundle)
         return len(own) + sum(len(bundle.batches) for bundle in bundles)
 
     # -- who can be used -----------------------------------------------------------------------------------------

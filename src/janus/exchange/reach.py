@@ -188,6 +188,8 @@ class Reach:
         for held in by_instance:
             there = np.append(held[~unlinked], EMPTY)
             matters |= ~np.isin(held, there).all(axis=1)
+        if not matters.any():  # there are others, which cannot be told that these are left out
+            matters = unlinked
         return tuple(name for name, lost in zip(placement.instances, matters, strict=True) if lost)
 
     def _linked(self, instance: str) -> bool:

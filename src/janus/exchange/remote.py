@@ -15,11 +15,11 @@ from janus.core.exchange_cost import DispatchShape
 from janus.core.exchange_routes import MODES, gathers, leader
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS, Assignment, Scheduler
-from janus.core.slowness import Slowness
+from janus.core.slowness import Slowness, is_timed
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.bundles import Batch, Bundles, Plan, reject
 from janus.exchange.choice import Decision, ModeChoice
-from janus.exchange.endurance import ATTEMPTS, PASSED_OVER_FOR, TIMED_EVERY, TIMED_FIRST, Endurance
+from janus.exchange.endurance import ATTEMPTS, PASSED_OVER_FOR, Endurance
 from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
 from janus.exchange.packing import Numbering, Routed, packing_for
 from janus.exchange.receipts import Asked, DispatchRefused, Part, Receipt, Waiter
@@ -194,7 +194,7 @@ class RemoteExchange(Endurance):
         self._watch(receipt, loop)
         times = self._times
         times.dispatches += 1
-        if times.dispatches % TIMED_EVERY == 0 or times.dispatches < TIMED_FIRST:
+        if is_timed(times.dispatches):
             receipt.arrivals = []
         times.schedule_ns += scheduled - started
         times.pack_ns += posted - scheduled
