@@ -133,14 +133,12 @@ class Soak:
                 self.problems.append(f"{when}: {verdict}")
 
     def _hold(self) -> None:
-        state = self.target.state()
-        named = {instance.name: instance.pid for instance in state.instances} | {"janus": state.pid}
-        for name, pid in named.items():
+        for instance in self.target.state().instances:
             try:
-                held = holdings(psutil.Process(pid), time.perf_counter())
+                held = holdings(psutil.Process(instance.pid), time.perf_counter())
             except psutil.NoSuchProcess:
                 continue
-            self.held.setdefault((name, pid), []).append(held)
+            self.held.setdefault((instance.name, instance.pid), []).append(held)
 
     def _growth(self) -> list[str]:
         """What a process holds more at its last look than at its second: the first may be of its start."""
