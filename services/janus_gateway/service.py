@@ -106,7 +106,8 @@ class GatewayService:
             self._client.start()
             if listener is not None:
                 await self._first(self._ready, context.stop, timeout_s=_ACCEPT_AFTER_S)
-                await public.start()
+                if not context.stop.is_set():
+                    await public.start()
             await context.stop.wait()
             await self._drain(shared=None if listener is None else public)
         finally:

@@ -35,6 +35,11 @@ def main() -> None:
         print(json.dumps(line), flush=True)
     if name.startswith("stubborn"):
         signal.sigwait({signal.SIGUSR1})
+    if name.startswith("patient"):
+        while signal.sigwait({signal.SIGTERM, signal.SIGUSR1}) == signal.SIGTERM:
+            print("told to stop", file=sys.stderr, flush=True)
+        print("told again:", signal.SIGTERM in signal.sigpending(), file=sys.stderr, flush=True)
+        return
     signal.sigwait({signal.SIGTERM})
     print("stopped at", time.monotonic_ns(), file=sys.stderr, flush=True)
 

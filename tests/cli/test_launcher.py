@@ -68,6 +68,29 @@ async def test_an_instance_that_ignores_sigterm_is_ended_by_force(launcher: Loca
     assert not psutil.pid_exists(started.pid)
 
 
+async def test_an_instance_is_told_to_stop_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second SIGTERM would end a service at once, and cut off what it still has to finish."""
+    monkeypatch.setitem(MODULES, "expert", "tests.cli.scripted_instance")
+    said: list[str] = []
+    told = asyncio.Event()
+
+    def echo(_: str, line: str) -> None:
+        said.append(line)
+        if line == "told to stop":
+            told.set()
+
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    async with LocalLauncher(log_dir=tmp_path, secret="top secret", options={}, environ=environ, echo=echo) as launcher:
+        started = await launcher.start(spec("patient-0"), timeout_s=20)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            group.create_task(launcher.stop("patient-0", timeout_s=20), name="first")
+            await told.wait()
+            group.create_task(launcher.stop("patient-0", timeout_s=20), name="second")
+            await asyncio.sleep(0)  # it has sent what it sends
+            os.kill(started.pid, signal.SIGUSR1)
+    assert said[1:] == ["told to stop", "told again: False"]
+
+
 async def test_a_name_can_be_started_again_where_its_peers_look_for_it(launcher: LocalLauncher) -> None:
     first = await launcher.start(spec("good-0"), timeout_s=20)
     assert port_arguments("controller", first) == {"port": 1234, "ops_port": 5678}

@@ -227,6 +227,7 @@ def test_an_instance_hangs_when_it_stays_failed_and_not_when_another_process_too
 def test_a_controller_hangs_when_it_is_silent_in_a_row() -> None:
     watch, controller = HungWatch(5.0), started("controller-0", 5)
     assert not watch.silent(controller, now=0.0)
-    assert watch.silent(controller, now=5.0)
-    watch.hung(report_of([]), [controller], now=6.0)
-    assert not watch.silent(controller, now=7.0)
+    assert not watch.silent(controller, now=9.9)
+    assert watch.silent(controller, now=10.0)
+    watch.hung(report_of([]), [controller], now=11.0)
+    assert not watch.silent(controller, now=12.0)

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 
 from tests.e2e.cases import prompts_for
@@ -31,8 +32,8 @@ def elastic(lab: Lab) -> Iterator[Cluster]:
     lab.clusters.close(cluster)
 
 
-async def janus(cluster: Cluster, *arguments: str, status: int = 0) -> str:
-    """Run one command as a user does; returns what it says, and checks how it ends."""
+async def janus(cluster: Cluster, *arguments: str, status: int | None = 0) -> str:
+    """Run one command as a user does; returns what it says, and checks how it ends (``None``: in any way)."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "janus_cli", *arguments),
         env=dict(cluster.environ),
@@ -41,7 +42,7 @@ async def janus(cluster: Cluster, *arguments: str, status: int = 0) -> str:
     )
     async with asyncio.timeout(4 * LIMIT_S):
         said, _ = await process.communicate()
-    assert process.returncode == status, said.decode()
+    assert status in (None, process.returncode), said.decode()
     cluster.children()
     return said.decode()
 
@@ -108,3 +109,41 @@ async def test_an_instance_that_hangs_is_replaced(elastic: Cluster, connect: Con
         await until_async(replaced, "another expert-0 is ready", within_s=3 * LIMIT_S)
     assert f"expert-0 hangs: it was given up by the controller, and its process {hung} lives" in elastic.told()
     elastic.wait_idle()
+
+
+async def test_every_service_says_how_it_is_on_its_own_port(elastic: Cluster) -> None:
+    own = {
+        "controller": "janus_cluster_members",
+        "gateway": "vllm:num_requests_running",
+        "attention": "vllm:kv_cache_usage_perc",
+        "expert": "janus_expert_waiting",
+    }
+    async with httpx.AsyncClient(timeout=LIMIT_S, trust_env=False) as client:
+        for each in elastic.state().instances:
+            url = f"http://127.0.0.1:{each.ops_port}"
+            health = (await client.get(f"{url}/health")).json()
+            assert (health["status"], health["reason"]) == ("ready", ""), each.name
+            assert (await client.get(f"{url}/ready")).status_code == 200
+            assert own[each.role] in (await client.get(f"{url}/metrics")).text
+
+
+async def test_a_lost_instance_that_nobody_restarts_leaves_the_cluster_degraded_until_it_is(
+    lab: Lab, own_cluster: Callable[[Spec], Cluster], connect: Connect
+) -> None:
+    cluster = own_cluster(Spec(model=lab.model_dir("grouped"), experts=2, arguments=("--restart", "never")))
+    cluster.send("expert-1", signal.SIGKILL)
+
+    async def degraded() -> bool:
+        return "expert-1 has not registered" in await janus(cluster, "status", status=None)
+
+    await until_async(degraded, "janus status names who is missing")
+    await janus(cluster, "status", status=1)
+    ops = f"{cluster.state().controller_ops}/health"
+    async with httpx.AsyncClient(timeout=LIMIT_S, trust_env=False) as client:
+        health = (await client.get(ops)).json()
+    assert health["status"] == "degraded"
+    assert "expert-1 has not registered" in health["reason"]
+    await janus(cluster, "restart", "expert-1")
+    await janus(cluster, "status")
+    expected = prompts_for(lab.oracle("grouped"))[0]
+    assert (await connect(cluster).complete(expected.prompt)).text == expected.text

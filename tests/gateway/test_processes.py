@@ -96,9 +96,9 @@ async def test_a_gateway_that_is_told_to_stop_finishes_its_streams(
             while (health := await client.get(f"{base}/health")).status_code == 200:
                 pass
         assert health.json()["status"] == "draining"
-        refused = await client.post("/completions", json={"prompt": "abc"})
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "draining"
-        assert refused.headers["retry-after"]
+        assert health.headers["connection"] == "close"
+        # The next connection waits in the socket that `janus up` holds, for the gateway that comes after this one.
+        served = await client.post("/completions", json={"prompt": "abc", "max_tokens": 4})
+        assert served.status_code == 200
     assert [reading.tokens for reading in readings] == [200] * 4
     assert len({reading.text for reading in readings}) == 1

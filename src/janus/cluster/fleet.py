@@ -88,6 +88,12 @@ class Fleet:
         """Every instance that listens, in the order in which they were added."""
         return [life.started for life in self._lives.values() if life.started is not None]
 
+    @property
+    def http_port(self) -> int:
+        """Where the gateways listen for clients, or did last; 0 before the first one did."""
+        known = [life.started or life.last for life in self._lives.values() if life.spec.role == "gateway"]
+        return next((each.http_port for each in known if each is not None), 0)
+
     def failures(self, name: str) -> int:
         """How often it had to be restarted lately."""
         return self._lives[name].failures

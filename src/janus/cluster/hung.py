@@ -32,5 +32,8 @@ class HungWatch:
         return [suspects[key] for key, since in self._since.items() if now - since >= self._after_s]
 
     def silent(self, controller: Started, *, now: float) -> bool:
-        """Note that the controller, which accepts connections, did not answer; whether it hangs for too long."""
-        return now - self._since.setdefault((controller.name, controller.pid), now) >= self._after_s
+        """Note that the controller, which accepts connections, did not answer; whether it hangs for too long.
+
+        It is given twice the time: nobody else has judged it, and requests do not wait for it.
+        """
+        return now - self._since.setdefault((controller.name, controller.pid), now) >= 2 * self._after_s

@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import structlog
+
 from janus.cluster.groups import one_error
 from janus.errors import JanusError
+
+log = structlog.get_logger()
 
 
 class Busy(JanusError):
@@ -86,6 +90,8 @@ class Jobs:
         except Exception as problem:
             # The cluster serves on whatever went wrong; whoever asked is told.
             error = problem
+            if not isinstance(problem, JanusError):
+                log.exception("operation_crashed", operation=job.what)
             self.tell(f"{job.what} failed: {problem or type(problem).__name__}")
         finally:
             self._running = None

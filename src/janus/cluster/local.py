@@ -99,8 +99,10 @@ class LocalLauncher:
         child = self._children.get(name)
         if child is None or child.keeper is None:
             return
-        child.stopping = True
-        _signal(child, signal.SIGTERM)
+        if not child.stopping:
+            # Only once: to a service, a second SIGTERM means to end without finishing anything.
+            child.stopping = True
+            _signal(child, signal.SIGTERM)
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(child.keeper)
@@ -129,17 +131,20 @@ class LocalLauncher:
         log = self._log_dir / f"{spec.name}.log"
         with contextlib.ExitStack() as stack:
             sink = stack.enter_context(log.open("ab", buffering=0))
-            process = await asyncio.create_subprocess_exec(
-                *self._command(spec),
-                stdin=DEVNULL,
-                stdout=PIPE,
-                # Straight to the file unless lines are shown: then a launcher that is stuck never blocks a server.
-                stderr=PIPE if self._echo else sink,
-                env=child_environment(spec.role, spec.threads, secret=self._secret, base=self._environ),
-                start_new_session=True,
-                pass_fds=spec.fds,
-                limit=_MAX_LINE_BYTES,
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command(spec),
+                    stdin=DEVNULL,
+                    stdout=PIPE,
+                    # Straight to the file unless lines are shown: then a launcher that is stuck never blocks a server.
+                    stderr=PIPE if self._echo else sink,
+                    env=child_environment(spec.role, spec.threads, secret=self._secret, base=self._environ),
+                    start_new_session=True,
+                    pass_fds=spec.fds,
+                    limit=_MAX_LINE_BYTES,
+                )
+            except OSError as error:  # no memory, or too many processes
+                raise LaunchError(spec.name, f"no process could be made ({error.strerror})", log=str(log)) from error
             announced = asyncio.get_running_loop().create_future()
             child = _Child(spec, process, log, announced)
             child.keeper = asyncio.create_task(self._keep(child, sink), name=f"keep[{spec.name}]")

@@ -86,8 +86,7 @@ class Supervisor:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.options.host, self.options.host)
         if self.listener is not None:
             return f"http://{host}:{self.listener.getsockname()[1]}"
-        ports = [each.http_port for each in self.fleet.running() if each.role == "gateway"]
-        return f"http://{host}:{ports[0] if ports else self.options.port}"
+        return f"http://{host}:{self.fleet.http_port}"
 
     @property
     def controller_ops(self) -> str:
