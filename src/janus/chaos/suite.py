@@ -102,7 +102,7 @@ async def with_cluster(
 ) -> None:
     """Start the cluster that ``needs`` describes, call ``work`` with its name, and stop it.
 
-    ``launcher_type``: as for ``run_up``.
+    It begins without what an earlier one of its name has learned. ``launcher_type``: as for ``run_up``.
 
     Raises:
         LaunchError: an instance did not start.
@@ -111,6 +111,8 @@ async def with_cluster(
     async def session(_: Supervisor) -> None:
         await work(name)
 
+    for kept in RunDirectory(name).path.glob("activations-*"):
+        kept.unlink()  # what a cluster before it had learned would decide its first placement
     os.environ.update(needs.environment)  # what instances are started with
     try:
         options = up_options(needs, model=model, name=name)
