@@ -122,18 +122,13 @@ def test_static_is_the_static_placement_where_nothing_is_in_force() -> None:
 @pytest.mark.parametrize("name", ["eplb", "activation-aware"])
 def test_load_that_changes_is_followed_and_load_that_does_not_changes_nothing(name: str) -> None:
     random = np.random.default_rng(3)
-    request = PlacingRequest(num_layers=2, num_experts=24, hosts=hosts(4), fill=8, activity=routed(random, 2, 24, 4))
-    current = placed(POLICIES[name](request), request.hosts, 24)
-    again = replace(request, current=current)
-    steady = placed(POLICIES[name](again), request.hosts, 24)
-    assert POLICIES[name](replace(request, current=steady)) == tuple(
-        zip(*(steady.replicas(host.name) for host in request.hosts), strict=True)
-    )
+    request = PlacingRequest(num_layers=2, num_experts=24, hosts=hosts(4), activity=routed(random, 2, 24, 4))
+    held = POLICIES[name](request)
+    current = placed(held, request.hosts, 24)
+    assert POLICIES[name](replace(request, current=current)) == held
     other = replace(request, activity=routed(random, 2, 24, 4), current=current)
-    moved = POLICIES[name](other)
-    in_force = tuple(zip(*map(current.replicas, current.instances), strict=True))
-    for problem, new, old in zip(problems(other), moved, in_force, strict=True):
-        assert score(name, problem, new) < score(name, problem, old)
+    for problem, new, old in zip(problems(other), POLICIES[name](other), held, strict=True):
+        assert score(name, problem, new) < 0.98 * score(name, problem, old)
 
 
 def test_eplb_evens_out_tokens_and_activation_aware_a_max() -> None:

@@ -11,6 +11,8 @@ from janus.core.placing.problem import Holding, LayerProblem
 
 #: A target that loads all its replicas anew must be this much better than one that loads none.
 MOVING_COSTS = 0.05
+#: What is in force stays unless a target is better by this: the batches that both are judged on are a sample.
+WORTH_CHANGING = 0.01
 
 
 def kept(problem: LayerProblem) -> Holding:
@@ -77,12 +79,13 @@ def weighted(problem: LayerProblem, holding: Holding, score: float) -> float:
 
 
 def choose(problem: LayerProblem, candidates: Iterable[Holding], score: Callable[[Holding], float]) -> Holding:
-    """Return the best of ``candidates`` and of what is in force by their ``weighted`` scores, of which less is better.
+    """Return the best of ``candidates`` by their ``weighted`` scores, of which less is better.
 
-    Never one that has a worse score than what is in force, the loads left aside.
+    Where what is in force is itself an answer, it is returned unless that is better by ``WORTH_CHANGING``.
     """
-    options = [problem.held, *candidates] if problem.in_place else list(candidates)
-    scores = [score(each) for each in options]
-    limit = scores[0] if problem.in_place else np.inf
-    allowed = [index for index, value in enumerate(scores) if value <= limit]
-    return options[min(allowed, key=lambda index: (weighted(problem, options[index], scores[index]), index))]
+    options = list(candidates)
+    scores = [weighted(problem, each, score(each)) for each in options]
+    best = min(range(len(options)), key=lambda index: (scores[index], index))
+    if problem.in_place and scores[best] >= score(problem.held) * (1 - WORTH_CHANGING):
+        return problem.held
+    return options[best]

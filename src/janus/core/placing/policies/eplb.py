@@ -25,12 +25,12 @@ def place_eplb(request: PlacingRequest) -> Held:
 
 
 def balanced(problem: LayerProblem) -> Holding:
-    """Return the better of a new packing and of what is in force, exchanged into balance."""
+    """Return the better of a new packing and of what is in force, both with exchanges that improve the balance."""
 
     def score(holding: Holding) -> float:
         return token_imbalance(holding, problem.loads, problem.speeds)
 
-    candidates = [matched(problem, packed(problem))]
+    candidates = [exchanged(problem, matched(problem, packed(problem)))]
     if problem.held.any():
         candidates.append(exchanged(problem, kept(problem)))
     return choose(problem, candidates, score)
@@ -64,7 +64,10 @@ def packed(problem: LayerProblem) -> Holding:
 
 
 def exchanged(problem: LayerProblem, holding: Holding) -> Holding:
-    """Return ``holding`` after exchanges of a replica of the busiest host for one of another, the best first."""
+    """Return ``holding`` after exchanges of a replica of the busiest host for one of another, the best first.
+
+    None brings a replica to a node that has its expert already.
+    """
     holding = holding.copy()
     share = problem.loads / holding.sum(axis=0)
     for _ in range(_EXCHANGES):
@@ -75,7 +78,10 @@ def exchanged(problem: LayerProblem, holding: Holding) -> Holding:
         moved = share[mine][:, None] - share[theirs]  # [mine, theirs], what the busiest gets rid of
         here = load[busiest] - moved / problem.speeds[busiest]
         there = load[hosts] + moved / problem.speeds[hosts]
-        after = np.where(holding[hosts][:, mine].T, np.inf, np.maximum(here, there))
+        on_node = _on_node(problem, holding)
+        leaves = problem.nodes[hosts] != problem.nodes[busiest]
+        barred = holding[hosts][:, mine].T | (leaves & on_node[hosts][:, mine].T) | (leaves & on_node[busiest][theirs])
+        after = np.where(barred, np.inf, np.maximum(here, there))
         if not after.size or after.min() >= load[busiest] * (1 - 1e-6):
             break
         give, take = np.unravel_index(int(after.argmin()), after.shape)
@@ -83,3 +89,10 @@ def exchanged(problem: LayerProblem, holding: Holding) -> Holding:
         holding[busiest, x] = holding[host, y] = False
         holding[busiest, y] = holding[host, x] = True
     return holding
+
+
+def _on_node(problem: LayerProblem, holding: Holding) -> Holding:
+    """Return bool[G, E]: whether any host of a host's node has an expert."""
+    nodes = np.zeros((int(problem.nodes.max()) + 1, holding.shape[1]), dtype=bool)
+    np.logical_or.at(nodes, problem.nodes, holding)
+    return np.asarray(nodes[problem.nodes])
