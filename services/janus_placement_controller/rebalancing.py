@@ -58,7 +58,7 @@ class Rebalancer:
             return
         started = time.monotonic()
         try:
-            held, verdict = await asyncio.to_thread(self._think, request, activity)
+            held, verdict = await asyncio.to_thread(self._think, request, activity, self._membership.batch())
         except Exception as error:
             # A look that fails costs nothing but itself; whoever watches must know that there is none.
             log.exception("rebalance_failed", problem=str(error))
@@ -78,9 +78,14 @@ class Rebalancer:
             a_max = (verdict.a_max_before, verdict.a_max_after)
             self._apply(TargetProposed(request=request, held=held, a_max=a_max, now=time.monotonic()))
 
-    def _think(self, request: PlacingRequest, activity: Activity) -> tuple[Held, Verdict]:
+    def _think(self, request: PlacingRequest, activity: Activity, batch: int) -> tuple[Held, Verdict]:
         held = self._policy(request)
         verdict = worth_moving(
-            request, held, activity, bytes_per_expert=self._bytes_per_expert, least_gain=self._least_gain
+            request,
+            held,
+            activity,
+            bytes_per_expert=self._bytes_per_expert,
+            batch=batch,
+            least_gain=self._least_gain,
         )
         return held, verdict

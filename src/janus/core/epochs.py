@@ -346,6 +346,9 @@ class PlacementEpochs:
                 self.problem, self._goal = "", None
                 return []
             return [] if goal is not None and goal.hosts == hosts else self._aim("start", now)
+        if not hosts:
+            self.problem, self._goal = "", None  # nobody to place on: who is missing is told elsewhere
+            return []
         gone = self._in_force.gone(self._alive)
         if gone:
             if goal is not None and goal.redo_at is not None and goal.hosts == hosts:

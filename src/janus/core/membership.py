@@ -132,6 +132,16 @@ class Membership:
         """Return what to ask a policy, to find a better placement; ``None`` while the cluster is changing."""
         return self._epochs.request()
 
+    def batch(self) -> int:
+        """Tokens of a decode step: streams per attention instance that has any, at least 1."""
+        running = [
+            member.heartbeat.running
+            for member in self._members.values()
+            if member.identity.role == "attention" and member.state != "failed" and member.heartbeat is not None
+        ]
+        busy = [count for count in running if count]
+        return max(1, round(sum(busy) / len(busy))) if busy else 1
+
     def use_activity(self, activity: Activity) -> None:
         """Place by ``activity`` from the next change on."""
         self._epochs.activity = activity
