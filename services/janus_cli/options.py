@@ -69,14 +69,14 @@ class DrainOptions:
 class RestartOptions:
     """Replace instances by new processes, one after the other, while the cluster serves.
 
-    Each drains first. The only instance of its role gets a second one beside it for the time.
+    Each drains first. Where the others of its role could not serve without it, one more is added for the time.
     """
 
     instances: tuple[str, ...] = option(
         (), help="Names, as in janus status.", default_text="with --rolling: all", positional=True
     )
     rolling: bool = option(False, help="Restart every instance in turn.")
-    in_place: bool = option(False, help="Add no second instance; where there is only one, requests wait.")
+    in_place: bool = option(False, help="Add no further instance; where the others cannot serve alone, requests wait.")
     name: str = option("default", help=_NAME)
 
 

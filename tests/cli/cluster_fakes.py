@@ -79,6 +79,8 @@ class FakeController:
         self.calls = calls
         self.running: Callable[[], Sequence[Started]] = lambda: ()
         self.joining: set[str] = set()
+        #: Experts per layer, and slots of every instance.
+        self.num_experts = self.slots = 1
         self.refuses: Exception | None = None
 
     async def expect(self, sizes: Sizes) -> None:
@@ -87,11 +89,16 @@ class FakeController:
         self.calls.add(f"expect {sizes.gateways}G {sizes.attention}A {sizes.experts}E")
 
     async def status(self) -> StatusReport:
-        return report_of(self.running(), joining=self.joining)
+        return report_of(self.running(), joining=self.joining, num_experts=self.num_experts, slots=self.slots)
 
 
 def report_of(
-    running: Sequence[Started], *, joining: set[str] | None = None, failed: set[str] | None = None
+    running: Sequence[Started],
+    *,
+    joining: set[str] | None = None,
+    failed: set[str] | None = None,
+    num_experts: int = 1,
+    slots: int = 1,
 ) -> StatusReport:
     """What a controller says that knows ``running``; a placement over the ready expert instances is in force."""
 
@@ -108,12 +115,15 @@ def report_of(
             ops_port=each.ops_port,
             incarnation="i",
             state=state(each.name),
+            slots=slots,
         )
         for each in running
         if each.role != "controller"
     ]
     experts = [m.instance for m in members if m.role == "expert" and m.state == "ready"]
-    placement = PlacementTable(epoch=1, num_experts=1, instances=experts, slots=[[[0] for _ in experts]])
+    placement = PlacementTable(
+        epoch=1, num_experts=num_experts, instances=experts, slots=[[[0] * slots] * len(experts)]
+    )
     view = ClusterView(version=1, members=members, missing=[], placement=placement)
     return StatusReport(view=view, heartbeats={}, heartbeat_age_s={}, started_s=1.0)
 

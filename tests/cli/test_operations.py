@@ -131,6 +131,24 @@ async def test_a_rolling_restart_goes_one_by_one_and_the_only_one_gets_a_second(
     ]
 
 
+async def test_what_holds_experts_that_have_no_other_place_is_not_taken_away() -> None:
+    cluster = await FakeCluster(experts=3).started()
+    cluster.controller.num_experts, cluster.controller.slots = 64, 32
+    with pytest.raises(ConfigError, match="--experts: expert-0 would hold 32 of the 64 experts of a MoE layer"):
+        await cluster.operations.scale(Sizes(gateways=1, attention=1, experts=1))
+    assert cluster.calls == []
+    await cluster.operations.drain("expert-0")
+    cluster.calls.clear()
+    with pytest.raises(ConfigError, match="INSTANCE: expert-2 would hold 32 of the 64"):
+        await cluster.operations.drain("expert-1")
+    assert cluster.calls == []
+    await cluster.operations.restart(["expert-1"], in_place=False)
+    assert cluster.calls == [
+        *("expect 1G 1A 3E", "start expert-0", "stop expert-1", "start expert-1"),
+        *("expect 1G 1A 2E", "stop expert-2"),
+    ]
+
+
 async def test_a_restart_in_place_adds_nothing() -> None:
     cluster = await FakeCluster().started()
     await cluster.operations.restart(["expert-0", "gateway-0"], in_place=True)

@@ -50,11 +50,12 @@ class Operations:
         added = [name for role in SCALED.values() for name in self._free(role, wanted.of(role) - self.sizes.of(role))]
         if added:
             await self._add(added, self.sizes.at_least(wanted))
+        leaving = [name for role in STOP_ORDER for name in self.fleet.names(role)[wanted.of(role) :][::-1]]
+        if problem := await self._shortfall(leaving):
+            raise ConfigError("--experts", problem, "keep more of them, or start them with more slots")
         # Told before they leave, the controller misses none of them.
         await self._expect(wanted)
-        for role in STOP_ORDER:
-            names = self.fleet.names(role)
-            await self._remove(names[wanted.of(role) :][::-1] if role != "controller" else [])
+        await self._remove(leaving)
         await self._until_ready(self.fleet.names())
 
     async def drain(self, name: str) -> None:
@@ -75,6 +76,8 @@ class Operations:
         if name not in self.fleet.names():
             self.tell(f"{name} was drained before")
             return
+        if problem := await self._shortfall([name]):
+            raise ConfigError("INSTANCE", problem, "add another one first (janus scale --experts +1)")
         await self._expect(self.sizes.plus(role, -1))
         self.tell(f"{name} drains")
         await self.fleet.stop(name, forget=False)
@@ -84,8 +87,8 @@ class Operations:
     async def restart(self, names: Sequence[str], *, in_place: bool) -> None:
         """Replace instances by new processes of the same names, one after the other.
 
-        Each drains, is started again and is waited for, before the next is begun. The only instance of its role gets
-        a second one beside it for the time, so that somebody serves; ``in_place``: not so, requests wait.
+        Each drains, is started again and is waited for, before the next is begun. Where the others of its role could
+        not serve without it, one more is added for the time; ``in_place``: not so, requests wait.
 
         Args:
             names: none for every instance, the controller last.
@@ -100,19 +103,31 @@ class Operations:
             turn = [name for name in chosen if self.fleet.role(name) == role]
             # Those that do not run come first: then there are more to serve while the others are replaced.
             for name in sorted(turn, key=lambda name: self.fleet.started(name) is not None):
-                alone = self.fleet.names(role) == [name] and self.fleet.started(name) is not None
-                if alone and role != "controller" and not in_place:
-                    await self._restart_with_a_second(name, role)
+                if not in_place and await self._needed(name, role):
+                    await self._restart_with_one_more(name, role)
                 else:
                     await self._restart_one(name)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    async def _restart_with_a_second(self, name: str, role: Role) -> None:
+    async def _needed(self, name: str, role: Role) -> bool:
+        """Whether the other instances of its role could not serve without this one."""
+        if self.fleet.started(name) is None or role == "controller":
+            return False
+        return self.fleet.names(role) == [name] or bool(await self._shortfall([name]))
+
+    async def _shortfall(self, leaving: Collection[str]) -> str:
+        """Why the experts have no place without the instances ``leaving``; empty when they have."""
+        experts = [name for name in self.fleet.names("expert") if name not in leaving]
+        if not experts or not any(self.fleet.role(name) == "expert" for name in leaving):
+            return ""
+        return shortfall(await self.controller.status(), experts)
+
+    async def _restart_with_one_more(self, name: str, role: Role) -> None:
         before = self.sizes
-        self.tell(f"{name} is the only {role} instance: a second one serves while it is replaced")
+        self.tell(f"the cluster cannot serve without {name}: one more {role} instance is added while it is replaced")
         await self.scale(before.plus(role, 1))
-        await self._restart_one(name)  # should it fail, the second one stays: it serves
+        await self._restart_one(name)  # should it fail, the other one stays: it serves
         await self.scale(before)
 
     async def _restart_one(self, name: str) -> None:
@@ -198,6 +213,19 @@ class Operations:
         except JanusError as error:
             return [str(error)]
         return [sentence for name in names if (sentence := lacking(report, name, self.fleet.started(name)))]
+
+
+def shortfall(report: StatusReport, staying: Collection[str]) -> str:
+    """Return why the expert instances ``staying`` have no place for every expert; empty when they have."""
+    placement = report.view.placement
+    if placement is None or not placement.slots or not placement.slots[0]:
+        return ""
+    width = len(placement.slots[0][0])  # slots are numbered once and for all: more than these no instance can use
+    members = [member for member in report.view.members if member.instance in staying and member.state != "failed"]
+    room = sum(min(member.slots or width, width) for member in members)
+    if room >= placement.num_experts:
+        return ""
+    return f"{', '.join(staying)} would hold {room} of the {placement.num_experts} experts of a MoE layer"
 
 
 def lacking(report: StatusReport, name: str, started: Started | None) -> str:
