@@ -158,6 +158,7 @@ def is_released(view: ClusterView, instance: str) -> bool:
     others = any(
         m.role == "expert" and m.instance != instance and m.state in ("joining", "ready") for m in view.members
     )
-    if not others or view.placement is None:
+    dispatchers = any(m.role == "attention" and m.state != "failed" for m in view.members)
+    if not others or not dispatchers or view.placement is None:
         return True
     return instance not in view.placement.instances and view.oldest_epoch >= view.placement.epoch

@@ -221,7 +221,7 @@ async def test_what_the_view_retires_is_given_back(model_dir: Path) -> None:
 async def test_a_draining_instance_serves_until_nobody_plans_with_it(model_dir: Path) -> None:
     async with expert_server(model_dir) as server:
         await server.load(BOTH)
-        others = (member("expert-0"), member("expert-1"))
+        others = (member("attention-0", role="attention"), member("expert-0"), member("expert-1"))
         server.say(view(BOTH, *others))
         await server.reported(lambda beat: beat.loaded_epoch == 1)
         server.context.stop.set()
@@ -244,7 +244,7 @@ async def test_a_draining_instance_serves_until_nobody_plans_with_it(model_dir: 
 async def test_a_controller_that_is_lost_ends_the_wait(model_dir: Path) -> None:
     async with expert_server(model_dir) as server:
         await server.load(BOTH)
-        server.say(view(BOTH, member("expert-0"), member("expert-1")))
+        server.say(view(BOTH, member("attention-0", role="attention"), member("expert-0"), member("expert-1")))
         server.context.stop.set()
         await server.controller.heard(Leave)
         server.controller.links[-1].abort("killed")
@@ -254,7 +254,7 @@ async def test_a_controller_that_is_lost_ends_the_wait(model_dir: Path) -> None:
 async def test_the_wait_has_a_limit(model_dir: Path) -> None:
     async with expert_server(model_dir, drain_timeout_s=0.2) as server:
         await server.load(BOTH)
-        server.say(view(BOTH, member("expert-0"), member("expert-1")))
+        server.say(view(BOTH, member("attention-0", role="attention"), member("expert-0"), member("expert-1")))
         server.context.stop.set()
         await server.ended()
 
@@ -274,14 +274,16 @@ async def test_expert_instances_may_link_and_gateways_may_not(model_dir: Path) -
             )
 
 
+ATTENTION = member("attention-0", role="attention")
 RELEASED = {
-    "planned with": (view(BOTH, member("expert-0"), member("expert-1")), False),
-    "nothing is in force": (view(None, member("expert-0"), member("expert-1")), True),
-    "alone": (view(BOTH, member("expert-0"), member("attention-0", role="attention")), True),
-    "the others leave too": (view(BOTH, member("expert-0"), member("expert-1", "draining")), True),
-    "one that joins may take over": (view(BOTH, member("expert-0"), member("expert-2", "joining")), False),
-    "still dispatched to": (view(SECOND_ALONE, member("expert-0"), member("expert-1")), False),
-    "over": (view(SECOND_ALONE, member("expert-0"), member("expert-1"), oldest_epoch=2), True),
+    "planned with": (view(BOTH, ATTENTION, member("expert-0"), member("expert-1")), False),
+    "nothing is in force": (view(None, ATTENTION, member("expert-0"), member("expert-1")), True),
+    "alone": (view(BOTH, ATTENTION, member("expert-0")), True),
+    "the others leave too": (view(BOTH, ATTENTION, member("expert-0"), member("expert-1", "draining")), True),
+    "one that joins may take over": (view(BOTH, ATTENTION, member("expert-0"), member("expert-2", "joining")), False),
+    "still dispatched to": (view(SECOND_ALONE, ATTENTION, member("expert-0"), member("expert-1")), False),
+    "over": (view(SECOND_ALONE, ATTENTION, member("expert-0"), member("expert-1"), oldest_epoch=2), True),
+    "nobody dispatches": (view(BOTH, member("expert-0"), member("expert-1")), True),
 }
 
 
