@@ -31,7 +31,14 @@ _STREAMS = 8
 @pytest.fixture(scope="module")
 def mended(lab: Lab) -> Iterator[Cluster]:
     """A cluster whose instances are restarted; every test leaves it whole."""
-    spec = Spec(model=lab.model_dir("grouped"), attention=2, experts=2, environment=PATIENT, arguments=SLOW_DRAIN)
+    # One that is stopped here is continued, not replaced: that is tested with scaling.
+    spec = Spec(
+        model=lab.model_dir("grouped"),
+        attention=2,
+        experts=2,
+        environment=PATIENT,
+        arguments=(*SLOW_DRAIN, "--hung-after", "60"),
+    )
     cluster = lab.clusters.launch(spec).wait_ready()
     yield cluster
     lab.clusters.close(cluster)
