@@ -152,6 +152,20 @@ async def test_retiring_gives_back_and_keeps_what_a_load_in_progress_needs(
     assert bank.resident_nbytes == 0
 
 
+async def test_what_has_just_been_loaded_is_not_given_back(
+    engine: MakeEngine, local: LocalExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = engine("expert-0")
+    await expert.load(BEFORE)
+
+    async def retire() -> None:
+        expert.on_view(view(oldest_epoch=2))
+
+    monkeypatch.setattr(expert._sources, "rest", retire)  # while links are closed, before the report
+    assert (await expert.load(AFTER)).error == ""
+    await check(expert, local, {0: 0, 1: 1, 4: 4, 5: 5}, epoch=2)
+
+
 async def test_a_dispatch_that_waits_is_not_computed_once_its_epoch_is_retired(engine: MakeEngine) -> None:
     expert = engine("expert-0")
     await expert.load(BEFORE)
@@ -204,6 +218,12 @@ async def test_whatever_goes_wrong_is_rolled_back_and_reported(
     monkeypatch.setattr(checkpoint, "read_expert", fail)
     report = await expert.load(BEFORE)
     assert report.error == "MemoryError"
+    assert expert.loaded_epoch == 0
+    # A table that makes no sense, and one that gives way to it.
+    broken = PlacementTable(epoch=3, num_experts=EXPERTS, instances=["expert-0"], slots=[[]])
+    expert.expect(broken)
+    assert (await expert.load(AFTER)).error
+    assert (await expert.load(broken)).error
     assert expert.loaded_epoch == 0
 
 

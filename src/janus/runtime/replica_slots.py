@@ -111,6 +111,9 @@ class ReplicaSlots:
                 loaded.append((layer, slot))
                 await sources.fill(bank, layer, slot, expert, holders=await self._holders(layer, expert))
                 bank.hold(layer, slot, expert)
+            epoch.allow()
+            self._epochs[table.epoch] = epoch
+            self.loaded_epoch = table.epoch
         except BaseException as error:
             useless = [place for place in loaded if not self._wanted_next(table, bank, *place)]
             if useless:
@@ -124,9 +127,6 @@ class ReplicaSlots:
         finally:
             self._loading = None
             await sources.rest()
-        epoch.allow()
-        self._epochs[table.epoch] = epoch
-        self.loaded_epoch = table.epoch
         if len(self._epochs) > _MAX_EPOCHS:
             self.retire(sorted(self._epochs)[-_MAX_EPOCHS])
         done = report(epoch.replicas)
@@ -196,8 +196,11 @@ class ReplicaSlots:
         following = self._next
         if following is None or following.epoch <= table.epoch or self._instance not in following.instances:
             return False
-        experts = following.slots[layer][following.instances.index(self._instance)]
-        return slot < len(experts) and experts[slot] == bank.slot_expert[layer][slot] != EMPTY
+        index = following.instances.index(self._instance)
+        try:
+            return following.slots[layer][index][slot] == bank.slot_expert[layer][slot] != EMPTY
+        except IndexError:  # fewer slots, or no placement at all, which loading it will say
+            return False
 
     def _take_away(self, bank: ExpertBank, places: list[tuple[int, int]]) -> None:
         """No epoch may use these (layer, slot) pairs from here on."""
