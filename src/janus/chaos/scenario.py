@@ -55,7 +55,7 @@ class Load(_Table, frozen=True, kw_only=True):
     streams: int = 16
     #: The name of a set that comes with the suite, or texts.
     prompts: str | list[str] = "mixed"
-    max_tokens: int = 128
+    max_tokens: int = 96
     #: 0 takes the likeliest token always; anything else needs a seed, or no two answers are alike.
     temperature: float = 0.0
     seed: int | None = None
@@ -64,7 +64,7 @@ class Load(_Table, frozen=True, kw_only=True):
     #: Requests per second, at random moments, at most ``streams`` at a time; 0: each stream sends the next one at once.
     rate: float = 0.0
     #: The load goes on for so long after the last step is over and the cluster is whole again.
-    after: float = 1.5
+    after: float = 1.0
 
 
 class Step(_Table, frozen=True, kw_only=True):

@@ -17,8 +17,9 @@ from janus.messages.control import Role
 #: Beyond the drain limit, before an instance is ended by force; longer than the instances' own grace.
 _STOP_GRACE_S = 7.0
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-#: An instance that ran this long is healthy: its next restart is immediate again.
-_HEALTHY_AFTER_S = 30.0
+#: An instance that listened this long is healthy: its next restart is immediate again. Even one that always ends then
+#: is started no more often than this, which is what the backoff is for.
+_HEALTHY_AFTER_S = 5.0
 
 CONTROLLER = "controller-0"
 
