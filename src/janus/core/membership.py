@@ -97,8 +97,10 @@ class Membership:
         there = Counter(member.identity.role for member in self._members.values() if member.state != "failed")
         missing: list[str] = []
         for role in _MEMBER_ROLES:
-            names = [name for name, of in self._roster.items() if of == role and not self._is_there(name)]
-            missing += names[: max(0, self._expected[role] - there[role])]
+            lacking = self._expected[role] - there[role]
+            if lacking > 0:
+                names = [name for name, of in self._roster.items() if of == role and not self._is_there(name)]
+                missing += names[:lacking]
         return missing
 
     @property
