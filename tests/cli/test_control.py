@@ -79,6 +79,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
                 try:
                     yield Served(cluster, directory.control_socket)
                 finally:
+                    jobs.cancel()
                     await server.close()
 
     return run
@@ -169,6 +170,16 @@ async def test_an_operation_goes_on_when_its_reader_is_gone(serve: Serve) -> Non
             while (found := await instances(served))["operation"]:
                 pass
         assert found["expected"] == {"gateways": 1, "attention": 2, "experts": 2}
+
+
+async def test_whoever_waits_is_told_that_the_cluster_stops(serve: Serve) -> None:
+    async with serve(experts=1) as served:
+        served.cluster.operations.ready_timeout_s = 20
+        served.cluster.controller.joining = {"expert-1"}
+        waiting = asyncio.create_task(served.ask("scale", experts=2), name="waiting")
+        await served.cluster.calls.wait_for("start expert-1")
+    with pytest.raises(JanusError, match="the cluster stops"):
+        await waiting
 
 
 async def test_instances_are_listed(serve: Serve) -> None:

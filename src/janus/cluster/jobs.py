@@ -58,6 +58,7 @@ class Jobs:
     def __init__(self, echo: Callable[[str], None]) -> None:
         self._echo = echo
         self._running: Job | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def tell(self, line: str) -> None:
         """Pass a line on to the log of the cluster, and to whoever waits for the running operation."""
@@ -78,8 +79,13 @@ class Jobs:
     def start(self, what: str, work: Coroutine[Any, Any, None], group: asyncio.TaskGroup) -> Job:
         """Begin ``work``. The caller has checked that nothing else runs."""
         self._running = job = Job(what)
-        group.create_task(self._run(job, work), name=f"operation[{what}]")
+        self._task = group.create_task(self._run(job, work), name=f"operation[{what}]")
         return job
+
+    def cancel(self) -> None:
+        """Break off what runs, because the cluster stops; whoever waits for it is told."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def _run(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
         error: Exception | None = JanusError("the cluster stops")

@@ -131,6 +131,7 @@ class Supervisor:
                     else:
                         self.fleet.revive(exited, group)
             finally:
+                self.jobs.cancel()
                 await server.close()
 
     async def stop(self) -> None:
