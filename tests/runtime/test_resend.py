@@ -14,7 +14,7 @@ import torch
 
 from janus.config.options import ExchangeName
 from janus.core.placement import Placement
-from janus.core.slowness import Slowness
+from janus.core.slowness import BACK_OFF_S, Slowness
 from janus.errors import InstanceLost, ReplicaMissing
 from janus.exchange.remote import RemoteExchange
 from janus.model.config import ModelConfig
@@ -211,17 +211,17 @@ async def test_who_is_tried_again_and_still_hangs_is_left_out_for_longer(
     given, exchange = {FIRST: batches(config)[FIRST]}, world.attention[FIRST]
     expected = await warm(world, given)
     hung, slowness = Hung(world.experts[LOST]), exchange._slowness
-    spans = []
+    results, back_offs_s = [], []
     for _ in range(3):
-        before = time.monotonic()
-        same(await world.run(0, given), expected)
+        results.append(await world.run(0, given))
         assert exchange.suspects() == (LOST,)
-        spans.append(slowness.due_s - before)
-        slowness.readmit(now_s=slowness.due_s)  # as the next dispatch does when that time has come
+        back_offs_s.append(slowness._records[LOST].back_off_s)
+        slowness.readmit(now_s=time.monotonic(), all_but=frozenset())  # as when the back-off is over
         exchange.mask(slowness.suspects)
+    assert back_offs_s == [BACK_OFF_S, 2 * BACK_OFF_S, 4 * BACK_OFF_S]
     assert exchange.times.resent_late == 3
-    assert spans[0] < spans[1] < spans[2]
-    assert spans[2] == pytest.approx(4 * spans[0], rel=0.3)
+    for result in results:
+        same(result, expected)
     hung.go_on()
     await nothing_left(world)
 
@@ -237,7 +237,8 @@ async def test_where_all_hang_nobody_is_suspected(nodes: StartNodes, config: Mod
         await each.arrived.wait()
     (receipt,) = {part.receipt for part in exchange._pending.values()}  # type: ignore[attr-defined]
     await eventually(lambda: receipt.rounds >= 3)
-    assert exchange.suspects() == ()
+    assert exchange._slowness.suspects == frozenset(), "it may be this instance that hears nobody"
+    assert exchange.suspects() == tuple(SLOTS), "the controller knows whether it hears them"
     assert exchange.in_flight() == 1
     for each in hung:
         each.go_on()
@@ -255,7 +256,7 @@ async def test_a_loop_that_was_busy_blames_nobody(nodes: StartNodes, config: Mod
     while time.monotonic() < until:
         pass
     same({FIRST: await exchange.combine(receipt)}, expected)
-    assert receipt.looked, "it was late, but for the loop alone"
+    assert receipt.looks, "it was late, but for the loop alone"
     assert exchange.times.resent_late == 0
     assert exchange.suspects() == ()
 
@@ -271,9 +272,11 @@ async def test_without_a_spare_replica_a_hung_instance_is_waited_for(nodes: Star
     await hung.arrived.wait()
     (receipt,) = {part.receipt for part in exchange._pending.values()}  # type: ignore[attr-defined]
     await eventually(lambda: receipt.rounds >= 3)
-    assert exchange.suspects() == ()
+    assert exchange._slowness.suspects == frozenset()
+    assert exchange.suspects() == (LOST,), "waited for, and named"
     hung.go_on()
     same(await waiting, expected)
+    assert exchange.suspects() == ()
     # And when it dies, the step fails by name.
     hung = Hung(world.experts[LOST])
     receipt = exchange.dispatch(0, *given[FIRST])
@@ -331,6 +334,44 @@ async def test_a_stale_epoch_is_sent_again_with_the_newer_one(nodes: StartNodes,
     exchange.set_placement(Placement.from_table(spread(alone, EXPERT_NODES, epoch=3)))
     with pytest.raises(ReplicaMissing):
         await world.run(0, given)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize("code", ["internal", "draining", "replica_missing"])
+async def test_who_refuses_is_done_without(code: str, stays: bool, nodes: StartNodes, config: ModelConfig) -> None:
+    world = await nodes(exchange="direct", attention={FIRST: "a"})
+    given, exchange = {FIRST: batches(config)[FIRST]}, world.attention[FIRST]
+    expected = await warm(world, given)
+    engine, asked = world.experts[LOST], []
+
+    def refuse(link: Link, frame: InFrame) -> None:
+        asked.append(frame.header.request_id)
+        engine._reject(link, frame, code, "no")
+
+    engine.on_frame = refuse  # type: ignore[method-assign]
+    receipt = exchange.dispatch(0, *given[FIRST])
+    await eventually(receipt.done.done)
+    if not stays:
+        kill(world, LOST)  # and before its step goes on
+    started = time.monotonic()
+    same({FIRST: await exchange.combine(receipt)}, expected)
+    assert time.monotonic() - started < 0.2, "there is nothing to wait for"
+    assert exchange.times.resent_refused + exchange.times.resent_replica_missing == 1
+    assert exchange.suspects() == ((LOST,) if stays else ())
+    for _ in range(10):
+        same(await world.run(0, given), expected)
+    assert len(asked) == 1
+    await nothing_left(world)
+
+
+async def test_a_frame_that_is_wrong_is_not_sent_again(nodes: StartNodes, config: ModelConfig) -> None:
+    world = await nodes(exchange="direct", attention={FIRST: "a"})
+    exchange, (x_TH, ids_TK, weights_TK) = world.attention[FIRST], batch(4, config.hidden_size)
+    with pytest.raises(InstanceLost, match="columns"):
+        await exchange.combine(exchange.dispatch(0, x_TH[:, : config.hidden_size // 2], ids_TK, weights_TK))
+    assert exchange.times.dispatches == 1
+    assert exchange.suspects() == ()
+    await nothing_left(world)
 
 
 @pytest.mark.parametrize("how", ["dropped", "ending"])

@@ -40,6 +40,8 @@ _SHORTEST_S = 100e-6
 _LONGEST_S = 50e-3
 #: What is late is looked at once more after this long: a loop that was busy takes in first what has come meanwhile.
 GRACE_S = 5e-3
+#: A loop that is late even then is looked at again, so many times: longer, and nobody would ever be late for it.
+LOOKS = 4
 
 #: The share of the deadline after which whoever posts says who is late; the members would only know the poster.
 _PATIENCE = 0.9
@@ -145,7 +147,7 @@ class Bundle:
     look_s: float = 0.0
     last_s: float = 0.0
     #: As of a receipt.
-    looked: bool = False
+    looks: int = 0
     rounds: int = 0
     #: Rows of all members.
     rows: int = 0
@@ -471,11 +473,11 @@ class Bundles:
         problem = f"{', '.join(late)}: no answer for MoE layer {bundle.key[1]} within "
         if now >= bundle.last_s:
             bundle.fail(InstanceLost(problem + f"{bundle.last_s - bundle.sent_s:g} s", instances=late))
-        elif not bundle.looked or now - bundle.look_s > GRACE_S:
-            bundle.looked = True
+        elif not bundle.looks or (now - bundle.look_s > GRACE_S and bundle.looks < LOOKS):
+            bundle.looks += 1
             self._look_again(bundle, now + GRACE_S)
         else:
-            bundle.looked = False
+            bundle.looks = 0
             bundle.rounds += 1
             heard, rounds = any(frame is not None for frame in bundle.answers), bundle.rounds
             if self._gives_up(bundle.key[0], late, heard=heard, rounds=rounds, waited_s=waited_s):

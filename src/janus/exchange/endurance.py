@@ -15,7 +15,7 @@ from janus.core.exchange_routes import Mode
 from janus.core.placement import Placement
 from janus.core.slowness import Slowness
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
-from janus.exchange.bundles import GRACE_S, Bundle, Bundles, Post
+from janus.exchange.bundles import GRACE_S, LOOKS, Bundle, Bundles, Post
 from janus.exchange.choice import ModeChoice
 from janus.exchange.reach import Reach
 from janus.exchange.receipts import AnswerLate, DispatchRefused, Part, Receipt, Waiter
@@ -38,8 +38,6 @@ _AVOIDED_FOR = 16
 _ABANDONED_KEPT = 256
 #: Rows that are handed in wait for others, and whoever posts them is the first to say which expert instance is late.
 _HAND_IN_PATIENCE = 1.5
-
-
 #: Looks at a dispatch that is late, after which whoever it waits for is told to be late.
 _LATE_ROUNDS = 2
 
@@ -192,9 +190,10 @@ class Endurance(Reach):
         """Look at a dispatch that was just posted when it becomes late."""
         asked = receipt.asked
         receipt.patience_s = patience_s = self._slowness.hedge_after_s(receipt.decision.mode, receipt.shape[0])
-        if not receipt.per_instance:
-            # Whoever posts the bundle looks first; this instance's own rows in one have no parts, and no need to.
-            patience_s = _HAND_IN_PATIENCE * patience_s if receipt.parts else self._timeout_s
+        if receipt.handed_to:
+            patience_s *= _HAND_IN_PATIENCE  # whoever posts the bundle looks first
+        elif not receipt.parts:
+            patience_s = self._timeout_s  # they are in a bundle of this instance
         # Since the dispatch was called, which is near enough; only the clock tells when it was sent again.
         now_s = asked.deadline_s - self._timeout_s if asked.attempts == 1 else loop.time()
         receipt.due_s = due_s = min(now_s + patience_s, asked.deadline_s)
@@ -207,11 +206,12 @@ class Endurance(Reach):
         if now_s >= last_s:
             self._expire(receipt)
             return
-        if not receipt.looked or now_s - receipt.due_s > GRACE_S:
+        if not receipt.looks or (now_s - receipt.due_s > GRACE_S and receipt.looks < LOOKS):
             # A loop that was busy runs its timers first: what has come meanwhile is taken in now.
-            receipt.looked, receipt.due_s = True, min(now_s + GRACE_S, last_s)
+            receipt.looks += 1
+            receipt.due_s = min(now_s + GRACE_S, last_s)
         else:
-            receipt.looked = False
+            receipt.looks = 0
             receipt.rounds += 1
             if self._sends_again(receipt):
                 self._abandon(receipt.request_ids)
@@ -303,6 +303,8 @@ class Endurance(Reach):
             if receipt.handed_to not in error.instances and not self._slowness.suspects.issuperset(there):
                 self._avoid()  # it may be a relay or a link between others: each instance is asked itself
             return True
+        if not there:
+            return True  # it is left out already
         if isinstance(error, DispatchRefused):
             return self._suspect(there, str(error))
         if not isinstance(error, ReplicaMissing):

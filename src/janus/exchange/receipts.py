@@ -138,8 +138,8 @@ class Receipt:
     #: How long it is waited before it is late, seconds, and when the timer fires next, on the loop's clock.
     patience_s: float = 0.0
     due_s: float = 0.0
-    #: Whether the loop has had time to take in what was there when it became late, and how often it was late.
-    looked: bool = False
+    #: How often the loop was given time to take in what was there when it became late, and how often it was late.
+    looks: int = 0
     rounds: int = 0
     #: Who has answered when, where that is measured: ``time.perf_counter_ns``.
     arrivals: list[tuple[str, int]] | None = None
