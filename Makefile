@@ -80,6 +80,10 @@ bench-exchange: develop ## measure the exchange on the testbed; writes benchmark
 bench-statistics: develop ## measure what sampling the routing costs; writes benchmarks/results/statistics.json
 	$(BIN)/python -m benchmarks.statistics
 
+.PHONY: bench-loading
+bench-loading: develop ## measure what loading replicas costs dispatches; writes benchmarks/results/loading.json
+	$(BIN)/python -m benchmarks.loading --write
+
 .PHONY: bench-transport
 bench-transport: develop ## measure links beside ucxx and plain sockets; writes benchmarks/results/transport.json
 	$(BIN)/python -m benchmarks.transport --record

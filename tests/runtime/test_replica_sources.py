@@ -21,15 +21,16 @@ from janus.model.experts import ExpertBank
 from janus.runtime import replica_fetch, replica_offers
 from janus.runtime.expert_engine import ExpertEngine
 from janus.runtime.replica_links import ReplicaLinks
-from janus.transport import InFrame, Kind, Link, LinkHandler, TransportKind, connect, listen
+from janus.transport import InFrame, Kind, Link, LinkHandler, TransportKind, connect, listen, shared_pool
 from tests.runtime.conftest import identity
 from tests.runtime.test_replica_loading import check
 from tests.runtime.world import LIMIT_S, SECRET, table
+from tests.transport.helpers import needs_shared_memory
 
 #: expert-0 has everything; expert-1 gets half of it in epoch 2.
 HELD = table([0, 1, 2, 3, 4, 5, 6, 7])
 WANTED = table([0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7, -1, -1, -1, -1], epoch=2)
-HOSTS: dict[TransportKind, str] = {"ucx": "127.0.0.1", "tcp": "127.0.0.1", "inproc": ""}
+HOSTS: dict[TransportKind, str] = {"ucx": "127.0.0.1", "tcp": "127.0.0.1", "inproc": "", "shm": ""}
 
 
 class Relaying:
@@ -174,8 +175,15 @@ async def two(checkpoint: Checkpoint) -> AsyncIterator[StartTwo]:
         def factory(_: Identity) -> LinkHandler:
             return handler
 
+        pool = shared_pool() if kind == "shm" else None
         listener = await listen(
-            kind, HOSTS[kind], 0, identity=identity("expert", "expert-0"), secret=SECRET, handler_factory=factory
+            kind,
+            HOSTS[kind],
+            0,
+            identity=identity("expert", "expert-0"),
+            secret=SECRET,
+            handler_factory=factory,
+            pool=pool,
         )
         closing.append(listener.close)
         links = ReplicaLinks(
@@ -184,6 +192,7 @@ async def two(checkpoint: Checkpoint) -> AsyncIterator[StartTwo]:
             transport=kind,
             siblings={},
             handler=lambda: wanter,
+            pool=pool,
         )
         closing.append(links.rest)
         wanter = make("expert-1", links, kernels[1])
@@ -207,7 +216,7 @@ async def two(checkpoint: Checkpoint) -> AsyncIterator[StartTwo]:
             await closed
 
 
-@pytest.mark.parametrize("kind", ["ucx", "tcp", "inproc"])
+@pytest.mark.parametrize("kind", ["ucx", "tcp", "inproc", pytest.param("shm", marks=needs_shared_memory)])
 async def test_a_replica_of_a_peer_is_that_of_the_checkpoint_bit_for_bit(
     kind: TransportKind, two: StartTwo, local: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:

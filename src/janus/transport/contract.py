@@ -43,7 +43,7 @@ class LinkHandler(Protocol):
         """A control message that is not the answer to a ``call``. To answer it: ``link.reply(request_id, ...)``."""
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
-        """A DISPATCH or COMBINE frame. Keep it as long as its payload is used."""
+        """A DISPATCH, COMBINE or REPLICA frame. Keep it as long as its payload is used."""
 
     def on_closed(self, link: Link, error: LinkError) -> None:
         """The link is down: ``LinkClosed``, ``LinkBroken`` or ``ProtocolViolation``. Called exactly once."""

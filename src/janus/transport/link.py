@@ -1,7 +1,7 @@
 """The link: frames between two proven instances, strictly in order, exactly once, bounded, and watched.
 
-A frame of kind CONTROL, DISPATCH or COMBINE costs one of the credits that the peer granted in the handshake; the credit
-comes back when the peer has *taken* the frame: a message when its handler returns, a tensor frame when the receiver
+A frame that is not the link's own costs one of the credits that the peer granted in the handshake; the credit comes
+back when the peer has *taken* the frame: a message when its handler returns, a tensor frame when the receiver
 releases (or drops) it. So a peer that does not consume stops the sender (``LinkBusy``) and memory stays bounded on
 both sides. A peer that falls silent (stopped, hung, unreachable) is declared broken by the heartbeat; one that dies,
 by the wire, within milliseconds.
