@@ -16,6 +16,7 @@ def problem(
     experts = held.shape[1]
     return LayerProblem(
         layer=0,
+        num_layers=1,
         quotas=held.sum(axis=1) if quotas is None else np.array(quotas),
         speeds=np.ones(len(held)) if speeds is None else np.array(speeds),
         nodes=np.array(nodes),

@@ -23,6 +23,8 @@ class LayerProblem:
     """What is to be decided for one layer: which experts each host holds, exactly its quota of them."""
 
     layer: int
+    #: How many there are.
+    num_layers: int
     #: int64[G], together at least E.
     quotas: npt.NDArray[np.int64]
     #: float64[G].
@@ -63,6 +65,7 @@ def problems(request: PlacingRequest) -> Iterator[LayerProblem]:
         filled = bool((held[layer].sum(axis=1) == wanted).all() and held[layer].any(axis=0).all())
         yield LayerProblem(
             layer=layer,
+            num_layers=request.num_layers,
             quotas=wanted,
             speeds=np.array([host.speed for host in request.hosts], dtype=np.float64),
             nodes=nodes,

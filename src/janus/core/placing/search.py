@@ -15,8 +15,10 @@ _Floats = npt.NDArray[np.float64]
 #: The entries of a holding that change to their opposites.
 _Change = tuple[tuple[int, int], ...]
 
-#: Placements judged per layer: this many replica choices are made for each of the batches, in at most `_MOST` of them.
+#: Placements judged per layer: so many that this many replica choices are made for each of the batches, in all layers
+#: together no more than `_CHOICES_IN_ALL`, and at most `_MOST` placements.
 _CHOICES = 12_000
+_CHOICES_IN_ALL = 60_000
 _MOST = 240
 #: Changes that are judged before the search gives up on a placement; the best by their guessed gain.
 _TRIES = 24
@@ -32,7 +34,8 @@ def improved(problem: LayerProblem, holding: Holding, batches: Batches, *, parts
     guessed by co-activation and by load, and judged on the batches; the first that helps is made. The work is bounded
     by a count of judgements, so the result depends on nothing but the arguments; ``parts`` searches share it.
     """
-    left = min(_MOST, _CHOICES // max(1, int((holding.sum(axis=0) > 1).sum()))) // parts
+    choices = min(_CHOICES, _CHOICES_IN_ALL // problem.num_layers)
+    left = min(_MOST, choices // max(1, int((holding.sum(axis=0) > 1).sum()))) // parts
 
     def judged(holding: Holding) -> tuple[float, _Floats]:
         times = batches.times(holding, problem.speeds)
