@@ -7,15 +7,19 @@ force is loaded, and where no placement is in force the controller says why.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import msgspec
 import pytest
 from benchmarks.chaos.simulated import Story, play
 from benchmarks.chaos.simulated_checks import Checks
-from benchmarks.chaos.simulated_world import Size, World
+from benchmarks.chaos.simulated_world import Size, World, skewed_activity
 
+from janus.core.epochs import Candidate, ModelShape, PlacementEpochs
+from janus.core.membership_events import SendLoad
 from janus.core.placement import static_placement
+from janus.core.placing import POLICIES
 from tests.core.cluster_harness import cluster, epoch_of, loads, registered
 
 SMALL = Size(nodes=8, gateways=2, attention=12, experts=36, layers=2, model_experts=32)
@@ -47,6 +51,19 @@ def test_512_instances_go_through_everything() -> None:
     story = play(LARGE, seed=4, policy="eplb", happenings=8)
     check_end(story)
     assert story.events > 10_000
+
+
+def test_a_search_too_long_for_the_controllers_loop_is_left_to_the_rebalancer() -> None:
+    size = Size(layers=16)
+    epochs = PlacementEpochs(
+        ModelShape(num_layers=size.layers, num_experts=size.model_experts), policy=POLICIES["activation-aware"], fill=2
+    )
+    epochs.activity = skewed_activity(size, tokens=128)
+    candidates = [Candidate(name=f"expert-{i}", incarnation="i", capacity=4) for i in range(size.experts)]
+    begun = time.process_time()
+    actions = epochs.reconcile(candidates, complete=True, now=0.0)
+    assert time.process_time() - begun < LIMIT_S
+    assert len([action for action in actions if isinstance(action, SendLoad)]) == size.experts
 
 
 def started(seed: int = 0) -> tuple[World, Checks]:
