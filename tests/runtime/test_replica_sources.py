@@ -348,6 +348,24 @@ async def test_a_replica_that_is_taken_away_while_it_is_copied_is_not_sent(
     assert (report.bytes_from_peers, report.replicas) == (0, 8)
 
 
+async def test_a_piece_that_there_is_no_memory_for_is_refused_and_the_next_one_sent(
+    two: StartTwo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = await two()
+    allocate, failed = Link.allocate, []
+
+    def scarce(link: Link, nbytes: int) -> object:
+        if link.peer.instance == "expert-1" and not failed:
+            failed.append(nbytes)
+            raise MemoryError("none left")
+        return allocate(link, nbytes)
+
+    monkeypatch.setattr(Link, "allocate", scarce)
+    report = await pair.load()
+    assert failed
+    assert report.bytes_from_peers == 7 * report.bytes_read > 0
+
+
 async def test_the_rate_is_kept(two: StartTwo) -> None:
     pair = await two(rate=200_000.0)  # 8 replicas of 12 KB; a quarter of a second of it passes at once
     loop = asyncio.get_running_loop()

@@ -106,7 +106,13 @@ class ReplicaOffers:
     def _copy(self, loop: asyncio.AbstractEventLoop, asked: _Asked, piece: torch.Tensor) -> None:
         if self._closed:
             return
-        frame = asked.link.allocate(asked.message.nbytes)
+        try:
+            frame = asked.link.allocate(asked.message.nbytes)
+        except MemoryError as error:
+            self._busy = False
+            self._refuse(asked.link, asked.request_id, "busy", f"no memory for a piece: {error}")
+            self._next()
+            return
         post = partial(self._post, asked, frame, self._generation())
 
         def finished(checksum: Future[int]) -> None:
