@@ -11,29 +11,38 @@ from janus.chaos.figures import goodput, percentile, stall_s
 moments = st.lists(st.floats(0, 10), min_size=1, max_size=50).map(sorted)
 
 
+def stall(sent_at: float, tokens: list[float], ended_at: float, fault_at: float, over_at: float = 0.0) -> float | None:
+    return stall_s(sent_at, tokens, ended_at, fault_at=fault_at, over_at=max(fault_at, over_at))
+
+
 def test_the_stall_is_the_longest_wait_that_was_over_after_the_fault() -> None:
     tokens = [1.0, 3.5, 4.0, 4.8, 5.0]
-    assert stall_s(0.5, tokens, 5.0, fault_at=4.1) == pytest.approx(0.8)
-    assert stall_s(0.5, tokens, 5.0, fault_at=3.4) == pytest.approx(2.5), "it had begun before"
+    assert stall(0.5, tokens, 5.0, fault_at=4.1) == pytest.approx(0.8)
+    assert stall(0.5, tokens, 5.0, fault_at=3.4) == pytest.approx(2.5), "it had begun before"
 
 
 def test_a_stream_that_breaks_off_waited_until_then() -> None:
-    assert stall_s(0.0, [1.0], 9.0, fault_at=2.0) == 8.0
+    assert stall(0.0, [1.0], 9.0, fault_at=2.0) == 8.0
 
 
 def test_a_stream_that_was_not_in_flight_has_no_stall() -> None:
-    assert stall_s(0.0, [1.0], 2.0, fault_at=2.0) is None
-    assert stall_s(3.0, [4.0], 5.0, fault_at=2.0) is None
+    assert stall(0.0, [1.0], 2.0, fault_at=2.0) is None
+    assert stall(3.0, [4.0, 5.0], 5.0, fault_at=2.0) is None
 
 
-@given(moments, st.floats(0, 10))
-def test_a_stall_is_no_longer_than_its_stream(tokens: list[float], fault_at: float) -> None:
-    stall = stall_s(0.0, tokens, 10.0, fault_at)
+def test_while_a_fault_lasts_streams_that_begin_count_from_their_first_token() -> None:
+    assert stall(3.0, [6.0, 6.5, 6.6], 6.6, fault_at=2.0, over_at=4.0) == pytest.approx(0.5)
+    assert stall(1.5, [6.0, 6.5, 6.6], 6.6, fault_at=2.0, over_at=4.0) == pytest.approx(4.5)
+
+
+@given(moments, st.floats(0, 10), st.floats(0, 10))
+def test_a_stall_is_no_longer_than_its_stream(tokens: list[float], fault_at: float, lasts: float) -> None:
+    found = stall(0.0, tokens, 10.0, fault_at, fault_at + lasts)
     if fault_at >= 10.0:
-        assert stall is None
+        assert found is None
     else:
-        assert stall is not None
-        assert 0 < stall <= 10.0
+        assert found is not None
+        assert 0 < found <= 10.0
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0, 1))

@@ -15,12 +15,18 @@ WINDOW_S = 1.0
 RECOVERED = 0.9
 
 
-def stall_s(sent_at: float, tokens_at: Sequence[float], ended_at: float, fault_at: float) -> float | None:
-    """The longest wait for a token that was over after the fault; None of a stream that was not in flight then."""
-    if not sent_at <= fault_at < ended_at:
+def stall_s(
+    sent_at: float, tokens_at: Sequence[float], ended_at: float, *, fault_at: float, over_at: float
+) -> float | None:
+    """The longest wait for a token that was over after the fault.
+
+    None of a stream that was not in flight from ``fault_at`` to ``over_at``, not even for a moment. The wait for the
+    first token counts where it began before the fault: of a request that is sent later it is its TTFT.
+    """
+    if sent_at > over_at or ended_at <= fault_at:
         return None
-    moments = [sent_at, *tokens_at, ended_at]
-    return max(after - before for before, after in pairwise(moments) if after > fault_at)
+    moments = [sent_at, *tokens_at, ended_at] if sent_at <= fault_at else [*tokens_at, ended_at]
+    return max((after - before for before, after in pairwise(moments) if after > fault_at), default=None)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

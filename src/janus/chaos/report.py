@@ -134,7 +134,7 @@ def lines(scenario: Scenario, runs: Sequence[RunResult]) -> list[str]:
     """The same for people."""
     s = summary(runs)
     found = [
-        f"{scenario.name}: {s['runs']} runs, {s['requests']} requests, {s['in_flight']} streams in flight at the fault",
+        f"{scenario.name}: {s['runs']} runs, {s['requests']} requests, {s['in_flight']} streams in flight meanwhile",
         f"  tokens    lost {s['lost']}, repeated {s['repeated']}, changed {s['changed']}",
         f"  clients   {s['client_errors']} errors, {s['refused']} of them of requests sent after the fault",
         f"  stall     p50 {_text(s['stall_p50_ms'])} ms, p99 {_text(s['stall_p99_ms'])} ms; first token of requests "

@@ -44,7 +44,7 @@ class RunResult:
     undelivered: int
     client_errors: int
     refused: int
-    #: Of every stream in flight at the first step: its longest wait for a token that was over after it.
+    #: Of every stream in flight during the steps: its longest wait for a token that was over after the first began.
     stalls_s: list[float]
     #: Of every request that was sent after the first step and answered: until its first token.
     ttfts_s: list[float]
@@ -119,7 +119,7 @@ class Runner:
     def _result(
         self, requests: list[Request], done: list[Done], looks: list[Look], *, start: float, end: float, whole: Look
     ) -> RunResult:
-        fault_at = min(step.at for step in done)
+        fault_at, over_at = min(step.at for step in done), max(step.over for step in done)
         samples = [request.sample for request in requests]
         verdicts = [
             judge(self._reference[request.prompt], request.sample.token_texts, whole=request.sample.ok)
@@ -130,7 +130,7 @@ class Runner:
             for request, verdict in zip(requests, verdicts, strict=True)
             if request.sample.error or not verdict.right
         ]
-        stalls = [stall_s(s.sent_at, s.tokens_at, s.ended_at, fault_at) for s in samples]
+        stalls = [stall_s(s.sent_at, s.tokens_at, s.ended_at, fault_at=fault_at, over_at=over_at) for s in samples]
         in_flight = [stall for stall in stalls if stall is not None]
         pace = goodput([at for s in samples for at in s.tokens_at], start=start, fault_at=fault_at, end=end)
         return RunResult(
