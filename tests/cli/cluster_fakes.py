@@ -39,6 +39,8 @@ class FakeLauncher:
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
         self.broken: set[str] = set()
+        #: These end as soon as they listen, and that is heard of first.
+        self.ends: set[str] = set()
         self.specs: dict[str, InstanceSpec] = {}
         self.exits: asyncio.Queue[Exited] = asyncio.Queue(16)
         self._ports = iter(range(10_000, 20_000))
@@ -49,6 +51,9 @@ class FakeLauncher:
             raise LaunchError(spec.name, "ended with status 1 before it listened", log_tail=("no memory",))
         self.specs[spec.name] = spec
         port = next(self._ports)
+        if spec.name in self.ends:
+            await self.exits.put(Exited(role=spec.role, name=spec.name, pid=port, status=1))
+            await self.exits.join()
         return Started(
             role=spec.role,
             name=spec.name,
@@ -66,7 +71,9 @@ class FakeLauncher:
         self.calls.add(f"kill {name}")
 
     async def watch(self) -> Exited:
-        return await self.exits.get()
+        exited = await self.exits.get()
+        self.exits.task_done()
+        return exited
 
     async def close(self) -> None:
         """Nothing runs."""
@@ -154,6 +161,13 @@ class FakeCluster:
             tell=self.told.append,
             ready_timeout_s=0.3,
         )
+
+    def killed(self, name: str) -> Exited:
+        """The end of the process that the instance is now."""
+        started = self.fleet.started(name)
+        assert started is not None
+        del self.launcher.specs[name]
+        return Exited(role=started.role, name=name, pid=started.pid, status=-9)
 
     async def started(self) -> FakeCluster:
         """Start everything, and forget that this was asked for."""

@@ -9,7 +9,7 @@ import pytest
 
 from janus.cluster.groups import one_error
 from janus.cluster.hung import HungWatch
-from janus.cluster.instances import Exited, Started
+from janus.cluster.instances import Started
 from janus.cluster.operations import lacking
 from janus.cluster.sizes import Sizes
 from janus.errors import ConfigError, JanusError, LaunchError
@@ -168,12 +168,38 @@ async def test_a_stop_ends_the_attempts_to_bring_an_instance_back() -> None:
     cluster = await FakeCluster(experts=2).started()
     cluster.launcher.broken = {"expert-1"}
     async with asyncio.TaskGroup() as group:
-        cluster.launcher.specs.pop("expert-1")
-        cluster.fleet.revive(Exited(role="expert", name="expert-1", status=-9), group)
+        cluster.fleet.revive(cluster.killed("expert-1"), group)
         await cluster.calls.wait_for("start expert-1")
         await cluster.operations.scale(Sizes(gateways=1, attention=1, experts=1))
     assert cluster.calls == ["start expert-1", "expect 1G 1A 1E"]
     assert cluster.fleet.names("expert") == ["expert-0"]
+
+
+async def test_the_end_of_a_process_that_was_replaced_meanwhile_starts_nothing() -> None:
+    cluster = await FakeCluster(experts=2).started()
+    async with asyncio.TaskGroup() as group:
+        late = cluster.killed("expert-1")  # at the moment in which it is restarted by hand
+        await cluster.operations.restart(["expert-1"], in_place=False)
+        now = cluster.fleet.started("expert-1")
+        cluster.fleet.revive(late, group)
+    assert cluster.calls == ["start expert-1"]
+    assert cluster.fleet.started("expert-1") == now
+
+
+async def test_an_instance_that_ends_before_its_start_is_known_has_not_started() -> None:
+    cluster = await FakeCluster(experts=1).started()
+    cluster.launcher.ends = {"expert-1"}
+
+    async def watch() -> None:
+        async with asyncio.TaskGroup() as group:
+            cluster.fleet.revive(await cluster.launcher.watch(), group)
+
+    watching = asyncio.create_task(watch(), name="watching")
+    with pytest.raises(LaunchError, match="expert-1: ended as soon as it listened"), one_error():
+        await cluster.operations.scale(Sizes(gateways=1, attention=1, experts=2))
+    await watching
+    assert cluster.fleet.names("expert") == ["expert-0"]
+    assert cluster.calls.count("start expert-1") == 1
 
 
 SIZES = Sizes(gateways=1, attention=2, experts=3)

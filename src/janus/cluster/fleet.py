@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from janus.cluster.instances import STOP_ORDER, Exited, InstanceSpec, Started
 from janus.cluster.launcher import Launcher
-from janus.cluster.local import describe_status, port_arguments
+from janus.cluster.local import describe_status, port_arguments, tail
 from janus.core.roster import natural_order
 from janus.errors import LaunchError
 from janus.messages.control import Role
@@ -35,6 +35,8 @@ class _Life:
     last: Started | None = None
     since: float = 0.0
     failures: int = 0
+    #: The last process of it that is known to have ended by itself.
+    ended_pid: int = 0
     #: Set for good by a drain, until the instance is started again by name.
     drained: bool = False
     #: Brings it back after its process ended; taken away by whoever stops or starts it on purpose.
@@ -164,24 +166,36 @@ class Fleet:
 
     def revive(self, exited: Exited, group: asyncio.TaskGroup) -> None:
         """Bring an instance back that ended by itself, at once and then ever later. ``group`` owns the task."""
-        life = self._lives.get(exited.name)
-        if life is None or life.drained:
-            return
-        life.started = None
-        life.revival = group.create_task(self._revive(life, exited), name=f"restart[{exited.name}]")
+        life = self._ended(exited)
+        if life is not None:
+            life.revival = group.create_task(self._revive(life, exited), name=f"restart[{exited.name}]")
 
     def lost(self, exited: Exited) -> None:
         """Note that an instance ended, and is not brought back."""
-        life = self._lives.get(exited.name)
-        if life is not None:
-            life.started = None
+        self._ended(exited)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
+    def _ended(self, exited: Exited) -> _Life | None:
+        """Note the end of a process; ``None`` if it is no longer, or not yet, the one that its instance runs as."""
+        life = self._lives.get(exited.name)
+        if life is None:
+            return None
+        life.ended_pid = exited.pid
+        if life.started is None or life.started.pid != exited.pid:
+            return None
+        life.started = None
+        return life
+
     async def _start(self, life: _Life) -> Started:
         name = life.spec.name
+        life.ended_pid = 0
         try:
             started = await self._launcher.start(life.spec, timeout_s=self._start_timeout_s)
+            if life.ended_pid == started.pid:  # its end was heard of before its start
+                raise LaunchError(
+                    name, "ended as soon as it listened", log=str(started.log), log_tail=tail(started.log)
+                )
         except LaunchError:
             await self._launcher.stop(name, timeout_s=0)
             raise

@@ -65,6 +65,7 @@ class Exited:
 
     role: Role
     name: str
+    pid: int
     status: int
 
 

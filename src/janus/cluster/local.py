@@ -175,7 +175,7 @@ class LocalLauncher:
             child.announced.set_exception(error)
             child.announced.exception()  # taken: whoever started it may have given up
         elif not child.stopping:
-            self._exits.put_nowait(Exited(role=child.spec.role, name=name, status=status))
+            self._exits.put_nowait(Exited(role=child.spec.role, name=name, pid=process.pid, status=status))
 
     async def _read_stdout(self, child: _Child, stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
         async for line in stream:

@@ -178,10 +178,9 @@ class Supervisor:
 
     async def _fail_on_exit(self) -> None:
         exited = await self.launcher.watch()
-        started = self.fleet.started(exited.name)
-        assert started is not None, "only what has started is watched"
+        log = self.directory.path / f"{exited.name}.log"
         problem = f"ended with {describe_status(exited.status)} during the start"
-        raise LaunchError(exited.name, problem, log=str(started.log), log_tail=tail(started.log))
+        raise LaunchError(exited.name, problem, log=str(log), log_tail=tail(log))
 
     # -- keep ----------------------------------------------------------------------------------------------------
 
