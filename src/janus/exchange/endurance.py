@@ -1,4 +1,4 @@
-"""What an exchange does when expert instances are lost or late: plan without them, and send the layer again."""
+"""What an exchange does when expert instances are lost or late: send the layer again, without them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from janus.core.exchange_routes import Mode
-from janus.core.placement import Placement
 from janus.core.slowness import Slowness
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
 from janus.exchange.bundles import GRACE_S, LOOKS, Bundle, Bundles, Post
 from janus.exchange.choice import ModeChoice
-from janus.exchange.reach import Reach
 from janus.exchange.receipts import AnswerLate, DispatchRefused, Part, Receipt, Waiter
-from janus.exchange.times import ExchangeTimes, Resent
+from janus.exchange.suspicion import Suspicion
+from janus.exchange.times import Resent
 from janus.transport.link import Link
 
 log = structlog.get_logger(__name__)
@@ -42,7 +39,7 @@ _HAND_IN_PATIENCE = 1.5
 _LATE_ROUNDS = 2
 
 
-class Endurance(Reach):
+class Endurance(Suspicion):
     """The part of an exchange that judges, and keeps the books of what is on its way. All on the step loop."""
 
     def __init__(
@@ -55,14 +52,8 @@ class Endurance(Reach):
         timeout_s: float,
         slowness: Slowness,
     ) -> None:
-        super().__init__(own=own, links=links, siblings=siblings, choice=choice)
+        super().__init__(own=own, links=links, siblings=siblings, choice=choice, slowness=slowness)
         self._timeout_s = timeout_s
-        self._slowness = slowness
-        #: Instances that lack what the epoch in force says, among those that are suspected.
-        self._stale: set[str] = set()
-        #: What the scheduler is told that instances have to do already: ``None`` unless one is slow.
-        self._load0: npt.NDArray[np.int32] | None = None
-        self._biases: dict[str, int] = self._slowness.biases
         #: request id -> who waits for the answer
         self._pending: dict[int, Waiter] = {}
         #: request id -> who has not answered when the dispatch was sent again
@@ -73,7 +64,6 @@ class Endurance(Reach):
         self._avoiding = 0
         self._closed = False
         self._bundles: Bundles | None = None
-        self._times = ExchangeTimes()
 
     # -- what others want to know --------------------------------------------------------------------------------
 
@@ -113,76 +103,6 @@ class Endurance(Reach):
             elif isinstance(waiter, Post):
                 bundles.add(waiter.bundle)
         return len(own) + sum(len(bundle.batches) for bundle in bundles)
-
-    # -- who can be used -----------------------------------------------------------------------------------------
-
-    def set_placement(self, placement: Placement | None) -> None:
-        """Plan with ``placement`` from the next dispatch on; what is in flight is not touched."""
-        before = self._placement
-        super().set_placement(placement)
-        if placement is None or (before is not None and placement.epoch == before.epoch):
-            return
-        if before is not None:
-            self._slowness.forget(set(before.instances).difference(placement.instances))
-        if self._stale:
-            # They were asked for what they did not have in another epoch.
-            self._slowness.readmit(now_s=time.monotonic(), all_but=self._slowness.suspects - self._stale)
-            self._stale.clear()
-        self.mask(self._slowness.suspects)
-        self._weigh()
-
-    def links_changed(self) -> None:
-        """As ``Reach``; who has a new link is tried again."""
-        before = self._unlinked
-        super().links_changed()
-        if self._slowness.suspects:
-            now_s = time.monotonic()
-            for name in before - self._unlinked:
-                self._slowness.alive(name, now_s=now_s)
-            self.mask(self._slowness.suspects)
-
-    def _readmit(self) -> None:
-        """Use those again whose back-off is over."""
-        back = self._slowness.readmit(now_s=time.monotonic())
-        if back:
-            self._stale.difference_update(back)
-            log.info("instances_tried_again", instances=list(back))
-            self.mask(self._slowness.suspects)
-
-    def _suspect(self, names: Sequence[str], why: str) -> bool:
-        """Leave ``names`` out for a while; returns whether the others have all experts."""
-        slowness, wanted = self._slowness, frozenset(names)
-        now_s = time.monotonic()
-        if not wanted or not self.can_mask(wanted | slowness.suspects):
-            if not wanted or not self.can_mask(wanted):
-                return False
-            slowness.readmit(now_s=now_s, all_but=wanted)  # others were late before, and are needed now
-        new = sorted(wanted - slowness.suspects)
-        if new:
-            slowness.late(new, now_s=now_s)
-            self._times.suspected += len(new)
-            log.warning("instances_left_out", instances=new, problem=why)
-        self.mask(slowness.suspects)
-        return True
-
-    def _came_late(self, request_id: int) -> None:
-        """An answer that nobody waits for: whoever sends it lives."""
-        name = self._abandoned.pop(request_id, None)
-        if name is None:
-            return
-        self._times.late_answers += 1
-        if self._slowness.alive(name, now_s=time.monotonic()):
-            log.info("instances_tried_again", instances=[name])
-            self.mask(self._slowness.suspects)
-
-    def _weigh(self) -> None:
-        """Let the scheduler know who is slow."""
-        self._biases = biases = self._slowness.biases
-        placement = self._placement
-        if not biases or placement is None:
-            self._load0 = None
-            return
-        self._load0 = np.array([biases.get(name, 0) for name in placement.instances], dtype=np.int32)
 
     # -- how long to wait ----------------------------------------------------------------------------------------
 
@@ -350,6 +270,16 @@ class Endurance(Reach):
                 abandoned[request_id] = waiter.via
         while len(abandoned) > _ABANDONED_KEPT:
             del abandoned[next(iter(abandoned))]
+
+    def _came_late(self, request_id: int) -> None:
+        """An answer that nobody waits for: whoever sends it lives."""
+        name = self._abandoned.pop(request_id, None)
+        if name is None:
+            return
+        self._times.late_answers += 1
+        if self._slowness.alive(name, now_s=time.monotonic()):
+            log.info("instances_tried_again", instances=[name])
+            self.mask(self._slowness.suspects)
 
     def _passes_over(self, member: str) -> bool:
         left = self._passed_over.pop(member, 0)
