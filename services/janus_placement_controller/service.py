@@ -122,6 +122,8 @@ class ControllerService:
             policy=POLICIES[options.placement],
             fill=options.slots_per_instance,
         )
+        if (activity := statistics.activity()) is not None:
+            self._membership.use_activity(activity)  # what an earlier controller has kept
         self._rebalancer = Rebalancer(
             self._membership,
             options,
