@@ -137,19 +137,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=_RESULT, help="file that is written")
     options = parser.parse_args()
     size = replace(Size(), layers=options.layers, model_experts=options.experts)
-    stories: list[dict[str, Any]] = []
-    for policy in options.policies.split(","):
-        story = play(size, seed=options.seed, policy=policy, happenings=options.happenings)
-        stories.append(asdict(story))
-        print(json.dumps(stories[-1], indent=1), flush=True)
-    result = {
-        "command": f"python -m benchmarks.chaos.simulated --layers {options.layers} --experts {options.experts}",
+    result: dict[str, Any] = {
+        "command": f"python -m benchmarks.chaos.simulated --layers {options.layers} --experts {options.experts} "
+        f"--happenings {options.happenings} --seed {options.seed}",
         "commit": commit(_ROOT),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "hardware": hardware(1),
-        "stories": stories,
+        "stories": [],
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    for policy in options.policies.split(","):
+        story = play(size, seed=options.seed, policy=policy, happenings=options.happenings)
+        result["stories"].append(asdict(story))
+        print(json.dumps(result["stories"][-1], indent=1), flush=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
