@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from janus.core.slowness import Slowness
 from janus.model.config import ModelConfig
 from janus.transport import Link, TransportKind, shared_pool
 from tests.runtime.nodes import MakeEngine, Nodes, spread, start_nodes
@@ -74,7 +75,15 @@ async def test_nothing_grows(kind: TransportKind, steps: int, engine: MakeEngine
         for rows in sizes
     ]
     async with asyncio.timeout(LIMIT_S), contextlib.AsyncExitStack() as stack:
-        world = await start_nodes(stack, engine, attention=ATTENTION, table=spread(SLOTS, EXPERT_NODES), kind=kind)
+        # Nobody is late, however busy the machine is: frames are counted.
+        world = await start_nodes(
+            stack,
+            engine,
+            attention=ATTENTION,
+            table=spread(SLOTS, EXPERT_NODES),
+            kind=kind,
+            slowness=lambda: Slowness(timeout_s=2 * LIMIT_S, floor_s=LIMIT_S),
+        )
 
         async def run(count: int) -> None:
             for step in range(count):
