@@ -66,7 +66,7 @@ async def nodes(engine: MakeEngine) -> AsyncIterator[StartNodes]:
     async with asyncio.timeout(3 * LIMIT_S), contextlib.AsyncExitStack() as stack:
 
         async def start(**options: Any) -> Nodes:
-            given = {
+            given: dict[str, Any] = {
                 "attention": ATTENTION,
                 "table": spread(SLOTS, EXPERT_NODES),
                 "dispatch_timeout_s": TIMEOUT_S,
