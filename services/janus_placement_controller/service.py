@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from janus.config.options import ControllerOptions
-from janus.core.epochs import ModelShape
+from janus.core.goals import ModelShape
 from janus.core.membership import Membership
 from janus.core.membership_events import (
     Action,

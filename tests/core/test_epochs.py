@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from janus.core.epochs import REPLACE_AFTER_S, Candidate, ModelShape, PlacementEpochs
+from janus.core.epochs import PlacementEpochs
+from janus.core.goals import REPLACE_AFTER_S, Candidate, ModelShape
 from janus.core.membership_events import Action, Log, SendLoad
 from janus.core.placement import EMPTY, Placement
 from janus.core.placing import POLICIES

@@ -16,7 +16,8 @@ from benchmarks.chaos.simulated import Story, play
 from benchmarks.chaos.simulated_checks import Checks
 from benchmarks.chaos.simulated_world import Size, World, skewed_activity
 
-from janus.core.epochs import Candidate, ModelShape, PlacementEpochs
+from janus.core.epochs import PlacementEpochs
+from janus.core.goals import Candidate, ModelShape
 from janus.core.membership_events import SendLoad
 from janus.core.placement import static_placement
 from janus.core.placing import POLICIES
@@ -58,7 +59,7 @@ def test_a_search_too_long_for_the_controllers_loop_is_left_to_the_rebalancer() 
     epochs = PlacementEpochs(
         ModelShape(num_layers=size.layers, num_experts=size.model_experts), policy=POLICIES["activation-aware"], fill=2
     )
-    epochs.activity = skewed_activity(size, tokens=128)
+    epochs.use_activity(skewed_activity(size, tokens=128))
     candidates = [Candidate(name=f"expert-{i}", incarnation="i", capacity=4) for i in range(size.experts)]
     begun = time.process_time()
     actions = epochs.reconcile(candidates, complete=True, now=0.0)

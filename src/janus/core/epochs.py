@@ -11,51 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
+from janus.core.goals import Candidate, Goal, Goals, ModelShape
 from janus.core.membership_events import Action, Log, SendLoad
 from janus.core.placement import EMPTY, Placement
-from janus.core.placing import POLICIES
 from janus.core.placing.contract import Activity, Held, Host, PlacingPolicy, PlacingRequest
-from janus.core.placing.repair import repair
 from janus.core.placing.slotting import next_step
-from janus.errors import ConfigError
 from janus.messages.control import Move, PlacementTable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ModelShape:
-    """What the placement must know of a model: its MoE layers and the experts in each."""
-
-    num_layers: int
-    num_experts: int
-    #: float[num_layers, num_experts]: how often each expert was activated, until more is known; ``None`` = all alike.
-    activations: npt.NDArray[np.float64] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """An expert instance that is there."""
-
-    name: str
-    incarnation: str
-    node: str = ""
-    #: Replicas per MoE layer that it says it should hold, and that its memory holds; 0 = it did not say.
-    slots: int = 0
-    capacity: int = 0
-    speed: float = 1.0
-    loaded_epoch: int = 0
-    #: What it had loaded when it registered; empty where it did not say.
-    loaded_epochs: tuple[int, ...] = ()
-    #: False: it leaves, and serves what it has until others have it.
-    wanted: bool = True
-    #: It could not load what it was given last: it serves what it has, and gets nothing new.
-    frozen: bool = False
-
-    def has_loaded(self, epoch: int) -> bool:
-        """Whether its replicas of ``epoch`` are loaded. One that was restarted may have a newer one alone."""
-        return epoch in self.loaded_epochs if self.loaded_epochs else self.loaded_epoch >= epoch
 
 
 @dataclass(slots=True, eq=False)
@@ -82,30 +44,6 @@ class _Epoch:
         return frozenset(name for name, incarnation in self.holders.items() if alive.get(name) != incarnation)
 
 
-@dataclass(slots=True, eq=False)
-class _Goal:
-    """What the placement should become."""
-
-    reason: str
-    #: {host: experts per layer}; empty for an instance that leaves.
-    held: dict[str, list[tuple[int, ...]]]
-    #: The wanted instances that it was made for.
-    hosts: tuple[Host, ...]
-    reached: bool = False
-    #: For a goal that only repairs: when the survivors' placement is made anew.
-    redo_at: float | None = None
-    a_max: tuple[float, float] = (0.0, 0.0)
-
-
-#: Seconds that a dead expert instance has to come back, where every expert is still somewhere, before the survivors
-#: are given replicas for those that it had: loading them is wasted when it was only restarted.
-REPLACE_AFTER_S = 10.0
-#: Layers x hosts x experts up to which ``activation-aware`` decides at once, in less than a second of CPU time. For
-#: 58 x 376 x 256 it takes 9 s, in which the controller would hear nobody: there ``eplb`` decides at once, in one, and
-#: the better placement comes from whoever asks for it beside the loop (``PlacementEpochs.request``).
-SEARCHED_AT_ONCE = 500_000
-
-
 class PlacementEpochs:
     """Issues epochs for the expert instances at hand. Pure: returns actions, sends nothing."""
 
@@ -114,28 +52,30 @@ class PlacementEpochs:
         share.
         """
         self.shape = shape
-        self._policy = policy
-        self._fill = fill
-        #: What the router chose lately; replaced as samples come in.
-        self.activity = None if shape.activations is None else Activity(counts=shape.activations)
+        self._goals = Goals(shape, policy=policy, fill=fill)
         self._last_number = 0
-        #: C, the numbering of slots; fixed by the first placement.
-        self._slots = 0
         self._candidates: dict[str, Candidate] = {}
         self._in_force: _Epoch | None = None
         #: Were in force before, and a dispatch may still name them.
         self._older: list[_Epoch] = []
         self._pending: _Epoch | None = None
-        self._goal: _Goal | None = None
+        self._goal: Goal | None = None
         #: The newest placement that attention instances used before this controller was started.
         self._known: Placement | None = None
-        #: Why the instances at hand cannot hold the model; empty when they can.
-        self.problem = ""
         #: Why the goal is not pursued; empty when it is.
         self.stuck = ""
         self.last_move: Move | None = None
 
     # -- what is known ---------------------------------------------------------------------------------------------
+
+    @property
+    def problem(self) -> str:
+        """Why the instances at hand cannot hold the model; empty when they can."""
+        return self._goals.problem
+
+    def use_activity(self, activity: Activity) -> None:
+        """Place by ``activity`` from the next change on."""
+        self._goals.activity = activity
 
     @property
     def in_force(self) -> PlacementTable | None:
@@ -186,7 +126,7 @@ class PlacementEpochs:
         """Return what a policy would be asked now, to find a better placement; ``None`` while things change."""
         if not self.settled or self._goal is None or self._in_force is None:
             return None
-        return self._request(self._goal.hosts)
+        return self._goals.request(self._goal.hosts, self._candidates, self._current())
 
     # -- events ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +183,7 @@ class PlacementEpochs:
         if goal is None or goal.redo_at is None or now < goal.redo_at or self._pending is not None:
             return []
         goal.redo_at = None
-        return [*self._aim("death", now), *self._advance(now)]
+        return [*self._aim("death", self._goals.hosts(self._candidates, self._current())), *self._advance(now)]
 
     def loaded(self, instance: str, number: int, *, now: float, nbytes: int = 0) -> list[Action]:
         """Take an instance's report; the epoch comes into force with the last one."""
@@ -281,7 +221,7 @@ class PlacementEpochs:
             return []
         if request.current is not self._in_force.placement or request.hosts != self._goal.hosts:
             return []
-        self._goal = _Goal("balance", _by_host(request.hosts, held), request.hosts, a_max=a_max)
+        self._goal = Goal.of("balance", request.hosts, held, a_max=a_max)
         return self._advance(now)
 
     # -- parts -----------------------------------------------------------------------------------------------------
@@ -317,7 +257,7 @@ class PlacementEpochs:
         epoch = _Epoch(known, {name: holders.get(name, "") for name in known.instances}, now)
         epoch.waiting_for.clear()
         self._enforce(epoch)
-        self._slots = known.slots_per_instance
+        self._goals.slots = known.slots_per_instance
         return [_log("placement_adopted", epoch)]
 
     def _know_again(self, epoch: _Epoch) -> None:
@@ -345,88 +285,45 @@ class PlacementEpochs:
 
     def _choose(self, *, complete: bool, now: float) -> list[Action]:
         """Set the goal, if what is there is not what the goal was made for."""
-        goal, hosts = self._goal, self._hosts()
-        if self._in_force is None:
-            if not complete or not hosts:
-                self.problem, self._goal = "", None
-                return []
-            return [] if goal is not None and goal.hosts == hosts else self._aim("start", now)
-        if not hosts:
-            self.problem, self._goal = "", None  # nobody to place on: who is missing is told elsewhere
+        goal, hosts = self._goal, self._goals.hosts(self._candidates, self._current())
+        if not hosts or (self._in_force is None and not complete):
+            self._goals.problem, self._goal = "", None  # nobody to place on: who is missing is told elsewhere
             return []
-        gone = self._in_force.gone(self._alive)
-        if gone:
+        if self._in_force is None:
+            return [] if goal is not None and goal.hosts == hosts else self._aim("start", hosts)
+        if self._in_force.gone(self._alive):
             if goal is not None and goal.redo_at is not None and goal.hosts == hosts:
                 return []
             return self._mend(hosts, now)
         if goal is None or goal.hosts != hosts:
             before = {host.name for host in goal.hosts} if goal is not None else set(self._in_force.placement.instances)
             names = {host.name for host in hosts}
-            return self._aim("join" if names - before else "leave" if before - names else "balance", now)
+            return self._aim("join" if names - before else "leave" if before - names else "balance", hosts)
         return []
 
-    def _hosts(self) -> tuple[Host, ...]:
-        hosts = []
-        for each in self._candidates.values():
-            capacity = self._capacity(each)
-            if each.wanted and capacity:
-                hosts.append(Host(name=each.name, node=each.node, capacity=capacity, speed=each.speed))
-        return tuple(hosts)
-
-    def _capacity(self, candidate: Candidate) -> int:
-        experts = self.shape.num_experts
-        if not candidate.frozen:
-            return min(candidate.slots or candidate.capacity or experts, self._slots or experts)
-        if self._in_force is None or candidate.name in self._in_force.gone(self._alive):
-            return 0
-        return max(map(len, self._in_force.placement.replicas(candidate.name)), default=0)
-
-    def _request(self, hosts: tuple[Host, ...]) -> PlacingRequest:
-        stated = max((self._candidates[host.name].slots for host in hosts if host.name in self._candidates), default=0)
-        return PlacingRequest(
-            num_layers=self.shape.num_layers,
-            num_experts=self.shape.num_experts,
-            hosts=hosts,
-            fill=stated or self._fill,
-            activity=self.activity,
-            current=None if self._in_force is None else self._renamed(self._in_force),
-        )
-
-    def _aim(self, reason: str, now: float) -> list[Action]:
-        """Let the policy say where the replicas should be."""
-        hosts = self._hosts()
-        request = self._request(hosts)
-        size = request.num_layers * len(hosts) * request.num_experts
-        searches = self._policy is POLICIES["activation-aware"] and request.activity is not None
-        policy = POLICIES["eplb"] if searches and size > SEARCHED_AT_ONCE else self._policy
-        try:
-            held = policy(request)
-        except ConfigError as error:
-            self._goal = None
-            return self._infeasible(error)
-        self.problem = ""
-        self._goal = _Goal(reason, _by_host(hosts, held), hosts)
-        return []
+    def _aim(self, reason: str, hosts: tuple[Host, ...]) -> list[Action]:
+        known = self.problem
+        self._goal = self._goals.aim(reason, self._goals.request(hosts, self._candidates, self._current()))
+        return self._told(known)
 
     def _mend(self, hosts: tuple[Host, ...], now: float) -> list[Action]:
-        """Bring back the experts that are nowhere; the rest waits, as the lost instance may come back."""
+        """Only what is nowhere is brought back at once; the rest waits, as the lost instance may come back."""
         assert self._in_force is not None
-        known = {host.name for host in self._goal.hosts} if self._goal is not None else set()
-        if known and {host.name for host in hosts} - known:
-            return self._aim("join", now)  # somebody came, perhaps the lost one: no need to wait
-        try:
-            held = repair(self._renamed(self._in_force), hosts)
-        except ConfigError as error:
-            self._goal = None
-            return self._infeasible(error)
-        self.problem = ""
-        self._goal = _Goal("death", _by_host(hosts, held), hosts, redo_at=now + REPLACE_AFTER_S)
-        return []
+        planned = {host.name for host in self._goal.hosts} if self._goal is not None else set()
+        if planned and {host.name for host in hosts} - planned:
+            return self._aim("join", hosts)  # somebody came, perhaps the lost one: no need to wait
+        known = self.problem
+        self._goal = self._goals.mend(self._renamed(self._in_force), hosts, now)
+        return self._told(known)
 
-    def _infeasible(self, error: ConfigError) -> list[Action]:
-        is_news, self.problem = str(error) != self.problem, str(error)
-        fields: dict[str, object] = {"problem": self.problem}
-        return [Log(level="error", event="placement_infeasible", fields=fields)] if is_news else []
+    def _told(self, known: str) -> list[Action]:
+        """Log that the instances are too few, when that is news."""
+        if not self.problem or self.problem == known:
+            return []
+        return [Log(level="error", event="placement_infeasible", fields={"problem": self.problem})]
+
+    def _current(self) -> Placement | None:
+        return None if self._in_force is None else self._renamed(self._in_force)
 
     def _renamed(self, epoch: _Epoch) -> Placement:
         """The placement with those that are gone under names that nobody has: a restarted instance holds nothing."""
@@ -441,16 +338,15 @@ class PlacementEpochs:
         goal = self._goal
         if goal is None or goal.reached or self._pending is not None:
             return []
-        self._slots = self._slots or max(host.capacity for host in goal.hosts)
-        current = self._in_force
-        newest = None if current is None else self._renamed(current)
+        self._goals.slots = self._goals.slots or max(host.capacity for host in goal.hosts)
+        newest = self._current()
         serving = () if newest is None else newest.instances
         names = [name for name in self._candidates if name in goal.held or name in serving]
         nothing: list[tuple[int, ...]] = [()] * self.shape.num_layers
         step = next_step(
             epoch=self._last_number + 1,
             num_experts=self.shape.num_experts,
-            slots=self._slots,
+            slots=self._goals.slots,
             hosts=names,
             nodes=[self._candidates[name].node for name in names],
             target=tuple(
@@ -489,10 +385,6 @@ class PlacementEpochs:
     def _outcome(self, outcome: str, seconds: float, problem: str = "") -> None:
         if self.last_move is not None:
             self.last_move = msgspec.structs.replace(self.last_move, outcome=outcome, seconds=seconds, problem=problem)
-
-
-def _by_host(hosts: Sequence[Host], held: Held) -> dict[str, list[tuple[int, ...]]]:
-    return {host.name: [layer[i] for layer in held] for i, host in enumerate(hosts)}
 
 
 def _stripped(placement: Placement, wanted: Collection[str]) -> Placement:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from janus.core.epochs import Candidate, ModelShape, PlacementEpochs
+from janus.core.epochs import PlacementEpochs
+from janus.core.goals import Candidate, ModelShape
 from janus.core.membership_events import (
     Action,
     Event,
@@ -146,7 +147,7 @@ class Membership:
 
     def use_activity(self, activity: Activity) -> None:
         """Place by ``activity`` from the next change on."""
-        self._epochs.activity = activity
+        self._epochs.use_activity(activity)
 
     def report(self, now: float) -> StatusReport:
         """Return everything that ``janus status`` shows."""
