@@ -93,6 +93,10 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
         ).run()
 
 
+#: Heartbeats for which nobody is judged after this process stood still.
+_FORGIVEN_HEARTBEATS = 4
+
+
 class ControllerService:
     """One loop, no step loop: everything here is short."""
 
@@ -131,6 +135,9 @@ class ControllerService:
             activity=statistics.activity,
             apply=self.handle,
         )
+        #: When this process was last seen to run, until when it judges nobody, and whose link it has lost meanwhile.
+        self._looked_at, self._judge_from = time.monotonic(), 0.0
+        self._forgiven: list[asyncio.TimerHandle] = []
         #: Registered instances' links, by name.
         self._links: dict[str, Link] = {}
         #: dtype that this cluster serves: that of the first instance that states one.
@@ -178,6 +185,8 @@ class ControllerService:
             context.health.set("ready")
             await self._serve_until_stopped()
         finally:
+            for timer in self._forgiven:
+                timer.cancel()
             await listener.close()
             if ops is not None:
                 await ops.close()
@@ -194,18 +203,25 @@ class ControllerService:
         On a machine that is busy or was asleep, all instances would else be given up at once, and their work with them.
         """
         heartbeat_s, stop = self._options.heartbeat_s, self._context.stop
-        last = judge_from = time.monotonic()
+        self._looked_at = time.monotonic()
         while not stop.is_set():
             now = time.monotonic()
-            if now - last > heartbeat_s:
-                log.warning("held_up", seconds=round(now - last, 1))
-                judge_from = now + heartbeat_s  # everyone has reported once by then
-            last = now
-            if now >= judge_from:
+            self._note_hold_up(now)
+            self._looked_at = now
+            if now >= self._judge_from:
                 self.handle(Tick(now=now))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(heartbeat_s / 2):
                     await stop.wait()
+
+    def _note_hold_up(self, now: float) -> None:
+        """Judge nobody for a while when this process has stood still: whatever ended meanwhile may be its own doing."""
+        held_up = now - self._looked_at
+        if held_up > self._options.heartbeat_s:
+            log.warning("held_up", seconds=round(held_up, 1))
+            self._looked_at = now
+            # Who has given this controller up comes back, and everyone has reported once, by then.
+            self._judge_from = now + _FORGIVEN_HEARTBEATS * self._options.heartbeat_s
 
     def _admit(self, identity: Identity) -> Refused | None:
         if identity.dtype and self._dtype and identity.dtype != self._dtype:
@@ -260,7 +276,19 @@ class ControllerService:
         if self._links.get(name) is link:
             del self._links[name]
             log.info("link_lost", peer=name, problem=str(error))
-            self.handle(LinkLost(instance=name, now=time.monotonic(), incarnation=link.peer.incarnation))
+            now, incarnation = time.monotonic(), link.peer.incarnation
+            self._note_hold_up(now)
+            if now >= self._judge_from:
+                self._lost(name, incarnation)
+            else:
+                # All of them have closed their links to a controller that did not answer; most are about to return.
+                loop = asyncio.get_running_loop()
+                self._forgiven = [timer for timer in self._forgiven if timer.when() > loop.time()]
+                self._forgiven.append(loop.call_later(self._judge_from - now, self._lost, name, incarnation))
+
+    def _lost(self, name: str, incarnation: str) -> None:
+        if name not in self._links:
+            self.handle(LinkLost(instance=name, now=time.monotonic(), incarnation=incarnation))
 
     def _register(self, link: Link, request_id: int, register: Register, now: float) -> None:
         actions = self._membership.handle(RegisteredEvent(identity=link.peer, register=register, now=now))
