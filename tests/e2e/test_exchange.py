@@ -34,7 +34,7 @@ CASES = [
         )
     ),
 ]
-FAULTS = ["attention", pytest.param("expert", marks=pytest.mark.slow)]
+FAULTS = ["attention", "expert"]
 
 
 @pytest.mark.parametrize(("way", "gate", "topology"), CASES)
@@ -65,6 +65,7 @@ def went(cluster: Cluster, way: str) -> None:
         assert relayed > 0, "no dispatch was shared among the node's experts"
 
 
+@pytest.mark.slow  # tests/chaos kills members in whatever way is the fastest, which is two-phase where it matters
 @pytest.mark.parametrize("gate", FAULTS)
 async def test_members_of_a_node_that_are_killed_cost_time_and_no_token(
     gate: str, lab: Lab, connect: Callable[[Cluster], Client], own_cluster: Callable[[Spec], Cluster]

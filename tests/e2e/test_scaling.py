@@ -64,6 +64,7 @@ async def test_a_cluster_grows_and_shrinks_under_streams(elastic: Cluster, conne
     elastic.wait_idle()
 
 
+@pytest.mark.slow  # tests/chaos restarts everything in turn, too; here the tokens are those of transformers
 async def test_every_process_is_replaced_under_streams(elastic: Cluster, connect: Connect, lab: Lab) -> None:
     before = {each.name: each.pid for each in elastic.state().instances}
     async with streams_beside(connect(elastic), prompts_for(lab.oracle("grouped"))):
