@@ -27,6 +27,8 @@ def short(name: str) -> Scenario:
     """The scenario with fewer streams, shorter answers and its steps close to each other."""
     scenario = load_scenario(find(name))
     steps = [replace(step, at="random(0.1, 0.5)", lasts=min(step.lasts, LONGEST_S)) for step in scenario.step]
+    if name == "domain-change":  # too short for the controller to look: on the cluster that others use
+        scenario = replace(scenario, cluster=load_scenario(find("nothing")).cluster)
     load = replace(scenario.load, streams=STREAMS, max_tokens=TOKENS, after=0.2)
     return replace(scenario, load=load, step=steps)
 
@@ -34,7 +36,7 @@ def short(name: str) -> Scenario:
 #: Those that share a cluster stand together.
 RUNNABLE = sorted(
     (name for name, path in shipped().items() if not load_scenario(path).needs_testbed),
-    key=lambda name: (str(load_scenario(find(name)).cluster), name),
+    key=lambda name: (str(short(name).cluster), name),
 )
 
 

@@ -26,7 +26,7 @@ _SLOTS = 6
     "scheduler",
     [
         "aebs",
-        "token-balanced",
+        pytest.param("token-balanced", marks=pytest.mark.slow),
         pytest.param("aebs-greedy", marks=pytest.mark.slow),
         pytest.param("random", marks=pytest.mark.slow),
         pytest.param("static", marks=pytest.mark.slow),

@@ -53,7 +53,7 @@ def janus(cluster: Cluster, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("gate", ["attention", "expert"])
+@pytest.mark.parametrize("gate", ["attention", pytest.param("expert", marks=pytest.mark.slow)])
 async def test_the_trace_is_what_the_router_chose(
     lab: Lab,
     own_cluster: Callable[[Spec], Cluster],

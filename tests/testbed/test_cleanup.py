@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 OWNER = """
 import sys, signal
 from benchmarks.testbed import Testbed
+
+pytestmark = pytest.mark.cluster
 bed = Testbed(("a0", "e0")).__enter__()
 bed.popen("e0", ["sh", "-c", "sleep 300 & echo $!; wait"])
 signal.pause()

@@ -43,6 +43,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as soc
 """
 SWALLOW = """
 import socket
+
+pytestmark = pytest.mark.cluster
 with socket.create_server(("0.0.0.0", 0)) as listener:
     print(listener.getsockname()[1], flush=True)
     sock, _ = listener.accept()

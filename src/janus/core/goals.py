@@ -19,8 +19,8 @@ from janus.errors import ConfigError
 #: are given replicas for those that it had: loading them is wasted when it was only restarted.
 REPLACE_AFTER_S = 10.0
 #: Layers x hosts x experts up to which a policy decides at once, in less than a second of CPU time. For 58 x 376 x 256
-#: ``eplb`` takes 4 s and ``activation-aware`` 9 s, in which the controller would hear nobody: there the even deal decides
-#: at once, and the better placement comes from whoever asks for it beside the loop (``PlacementEpochs.request``).
+#: ``eplb`` takes 4 s and ``activation-aware`` 9 s, in which the controller would hear nobody: there the even deal
+#: decides at once, and the better placement comes from who asks for it beside the loop (``PlacementEpochs.request``).
 SEARCHED_AT_ONCE = 500_000
 
 
