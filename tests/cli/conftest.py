@@ -46,6 +46,11 @@ class Up:
             command, env=self.environ, input=typed, capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
 
+    def last_words(self, name: str) -> str:
+        """What `janus up` has told, and the end of an instance's log: for whoever finds it gone."""
+        logs = [log.read_text() for log in Path(self.environ["XDG_RUNTIME_DIR"]).rglob(f"{name}.log")]
+        return "\n".join([self.told()[-2000:], *(log[-3000:] for log in logs)])
+
     def told(self) -> str:
         return self.errors.read_text()
 

@@ -128,7 +128,8 @@ def wait_for_status(cluster: Up, wanted: int) -> str:
     """Ask until `janus status` ends with ``wanted``; each question is a process, and so takes its time."""
     deadline = time.monotonic() + LIMIT_S
     while (shown := cluster.janus("status")).returncode != wanted:
-        assert time.monotonic() < deadline, shown.stdout + shown.stderr
+        why = f"{shown.stdout}{shown.stderr}\n{cluster.last_words('controller-0')}"
+        assert time.monotonic() < deadline, why
     return shown.stdout
 
 
