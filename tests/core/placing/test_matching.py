@@ -24,6 +24,7 @@ def problem(
         coactivation=np.zeros((experts, experts)),
         trace=None,
         held=held,
+        least=1,
         in_place=False,
     )
 

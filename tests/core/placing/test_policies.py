@@ -194,3 +194,24 @@ def test_experts_that_are_never_chosen_are_placed_too() -> None:
     request = PlacingRequest(num_layers=1, num_experts=4, hosts=hosts(3), activity=activity)
     for policy in POLICIES.values():
         check(request, policy(request))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_one_instance_may_die_where_there_are_slots_for_two_of_each(name: str, data: st.DataObject) -> None:
+    request = data.draw(requests())
+    total = min(len(request.hosts), 4)
+    if total < 2:
+        return
+    # Hosts alike, which have what it takes: with one that holds almost all slots, no placement can do it.
+    request = replace(
+        request,
+        hosts=hosts(total, capacity=request.num_experts),
+        fill=-(-2 * request.num_experts // total),
+        current=None,
+    )
+    for layer in POLICIES[name](request):
+        for gone in range(total):
+            left = {expert for g, held in enumerate(layer) if g != gone for expert in held}
+            assert left == set(range(request.num_experts))

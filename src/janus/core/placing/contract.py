@@ -50,6 +50,9 @@ class PlacingRequest:
     #: 0 = an even share by speed, without spare replicas.
     fill: int = 0
     activity: Activity | None = None
+    #: Replicas of every expert, where there are slots for as many of all: with two, any one instance may die, and no
+    #: expert has to be loaded before the next layer.
+    least_replicas: int = 2
     #: What is in force; a target near it costs less.
     current: Placement | None = None
 

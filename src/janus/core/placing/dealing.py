@@ -17,7 +17,12 @@ def at_least_a_little(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
 
 
 def deal(
-    loads: npt.NDArray[np.float64], quotas: Sequence[int], *, layer: int, speeds: Sequence[float] | None = None
+    loads: npt.NDArray[np.float64],
+    quotas: Sequence[int],
+    *,
+    layer: int,
+    speeds: Sequence[float] | None = None,
+    least: int = 1,
 ) -> list[list[int]]:
     """Return the experts of each host of one layer, in the order in which they were dealt.
 
@@ -30,9 +35,10 @@ def deal(
         quotas: slots to fill on each host, each at most E, together at least E.
         layer: its number.
         speeds: of each host; alike unless given.
+        least: replicas of every expert, as many as fit.
     """
     total, room = len(quotas), np.array(quotas)
-    counts = replica_counts(loads, total_slots=int(room.sum()), num_instances=total)
+    counts = replica_counts(loads, total_slots=int(room.sum()), num_instances=total, least=least)
     share = loads / counts
     speed = np.ones(total) if speeds is None else np.array(speeds, dtype=np.float64)
     held: list[list[int]] = [[] for _ in range(total)]

@@ -34,7 +34,7 @@ def kept(problem: LayerProblem) -> Holding:
             holding[host, second] = False
             room[host] = True
         holding[_lightest(problem, holding, room), expert] = True
-    return filled(problem, holding)
+    return doubled(problem, filled(problem, holding))
 
 
 def _least_missed(problem: LayerProblem, holding: Holding, host: int) -> int:
@@ -69,6 +69,31 @@ def filled(problem: LayerProblem, holding: Holding) -> Holding:
         host = _lightest(problem, holding, room)
         per_replica = np.where(holding[host], -1.0, problem.loads / holding.sum(axis=0))
         holding[host, int(per_replica.argmax())] = True
+    return holding
+
+
+def doubled(problem: LayerProblem, holding: Holding) -> Holding:
+    """Return ``holding`` with ``problem.least`` replicas of every expert, as far as spare ones can give way to them.
+
+    The busiest experts first; what gives way is missed least, on a node that has no replica of the expert if there is
+    one.
+    """
+    counts = holding.sum(axis=0)
+    few = np.flatnonzero(counts < problem.least)
+    if not len(few):
+        return holding
+    holding = holding.copy()
+    for expert in few[np.argsort(-problem.loads[few], kind="stable")].tolist():
+        while counts[expert] < problem.least:
+            spare = holding & (counts > problem.least) & ~holding[:, [expert]]
+            if not spare.any():
+                break
+            missed = np.where(spare, problem.loads / np.maximum(counts - 1, 1), np.inf)
+            there = np.isin(problem.nodes, problem.nodes[holding[:, expert]])
+            host, other = np.unravel_index(int((missed + problem.loads.sum() * there[:, None]).argmin()), spare.shape)
+            holding[host, other], holding[host, expert] = False, True
+            counts[other] -= 1
+            counts[expert] += 1
     return holding
 
 

@@ -39,6 +39,8 @@ class LayerProblem:
     trace: npt.NDArray[np.uint16] | None
     #: What the placement in force has on these hosts.
     held: Holding
+    #: Replicas that every expert should have: as many as were asked for, where they fit.
+    least: int
     #: Whether ``held`` is itself an answer: the same hosts, every quota filled, every expert there.
     in_place: bool
 
@@ -62,7 +64,8 @@ def problems(request: PlacingRequest) -> Iterator[LayerProblem]:
         loads, coactivation, trace = (
             _statistics(activity, layer) if activity is not None else (np.ones(experts), np.zeros((experts,) * 2), None)
         )
-        filled = bool((held[layer].sum(axis=1) == wanted).all() and held[layer].any(axis=0).all())
+        least = max(1, min(request.least_replicas, int(wanted.sum()) // experts, len(wanted)))
+        filled = bool((held[layer].sum(axis=1) == wanted).all() and (held[layer].sum(axis=0) >= least).all())
         yield LayerProblem(
             layer=layer,
             num_layers=request.num_layers,
@@ -73,6 +76,7 @@ def problems(request: PlacingRequest) -> Iterator[LayerProblem]:
             coactivation=coactivation,
             trace=trace,
             held=held[layer],
+            least=least,
             in_place=same_hosts and filled,
         )
 

@@ -75,7 +75,7 @@ def _changes(problem: LayerProblem, holding: Holding, batches: Batches, times: _
     by_coactivation = here / problem.speeds[slowest] ** 2 + there / problem.speeds[hosts] ** 2
     known = holding[hosts][:, mine].T  # an expert cannot go where it is
     # A second replica takes over most where its expert is active most, for one whose others have least to take over.
-    spare = np.where(replicas[theirs] > 1, active[theirs] / np.maximum(replicas[theirs] - 1, 1), np.inf)
+    spare = np.where(replicas[theirs] > problem.least, active[theirs] / np.maximum(replicas[theirs] - 1, 1), np.inf)
     by_relief = spare - active[mine][:, None] / (1 + replicas[mine][:, None])
 
     def best(cost: _Floats, *, swap: bool) -> list[_Change]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from janus.core.placing.contract import Held, PlacingRequest
 from janus.core.placing.matching import matched
-from janus.core.placing.nearby import choose, filled, kept
+from janus.core.placing.nearby import choose, doubled, filled, kept
 from janus.core.placing.objective import Batches, coactivation_cost
 from janus.core.placing.policies.eplb import packed
 from janus.core.placing.policies.static import dealt, even
@@ -69,7 +69,9 @@ def algorithm_3(problem: LayerProblem) -> Holding:
     replica of another expert makes way from one without it to there.
     """
     total, together = len(problem.quotas), problem.coactivation
-    counts = replica_counts(problem.loads, total_slots=int(problem.quotas.sum()), num_instances=total)
+    counts = replica_counts(
+        problem.loads, total_slots=int(problem.quotas.sum()), num_instances=total, least=problem.least
+    )
     share = problem.loads / counts
     holding = np.zeros((total, len(counts)), dtype=bool)
     added = np.zeros((total, len(counts)))  # co-activation of each expert with what a host has
@@ -91,7 +93,7 @@ def algorithm_3(problem: LayerProblem) -> Holding:
             holding[host, expert] = has_it[problem.nodes[host]] = True
             load[host] += share[expert]
             added[host] += together[expert]
-    return filled(problem, holding)
+    return doubled(problem, filled(problem, holding))
 
 
 def _make_way(holding: Holding, room: npt.NDArray[np.int64], expert: int, added: npt.NDArray[np.float64]) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from janus.core.placing.contract import Held, PlacingRequest
 from janus.core.placing.matching import matched
-from janus.core.placing.nearby import choose, filled, kept, load_per_speed
+from janus.core.placing.nearby import choose, doubled, filled, kept, load_per_speed
 from janus.core.placing.objective import token_imbalance
 from janus.core.placing.policies.static import even
 from janus.core.placing.problem import Holding, LayerProblem, as_held, problems
@@ -43,7 +43,9 @@ def packed(problem: LayerProblem) -> Holding:
     has room, so that the loss of a node loses few experts.
     """
     total = len(problem.quotas)
-    counts = replica_counts(problem.loads, total_slots=int(problem.quotas.sum()), num_instances=total)
+    counts = replica_counts(
+        problem.loads, total_slots=int(problem.quotas.sum()), num_instances=total, least=problem.least
+    )
     share = problem.loads / counts
     holding = np.zeros((total, len(counts)), dtype=bool)
     room, load = problem.quotas.copy(), np.zeros(total)
@@ -60,7 +62,7 @@ def packed(problem: LayerProblem) -> Holding:
             holding[host, expert] = has_it[problem.nodes[host]] = True
             room[host] -= 1
             load[host] += share[expert]
-    return filled(problem, holding)
+    return doubled(problem, filled(problem, holding))
 
 
 def exchanged(problem: LayerProblem, holding: Holding) -> Holding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from janus.core.placing.contract import Held, PlacingRequest
 from janus.core.placing.dealing import deal
-from janus.core.placing.nearby import kept
+from janus.core.placing.nearby import doubled, kept
 from janus.core.placing.problem import Holding, LayerProblem, as_held, as_holding, problems
 
 
@@ -28,5 +28,11 @@ def even(problem: LayerProblem) -> Holding:
 
 def dealt(problem: LayerProblem) -> Holding:
     """Return the even deal of one layer, whatever is in force."""
-    found = deal(problem.loads, problem.quotas.tolist(), layer=problem.layer, speeds=problem.speeds.tolist())
-    return as_holding(tuple(tuple(held) for held in found), len(problem.loads))
+    found = deal(
+        problem.loads,
+        problem.quotas.tolist(),
+        layer=problem.layer,
+        speeds=problem.speeds.tolist(),
+        least=problem.least,
+    )
+    return doubled(problem, as_holding(tuple(tuple(held) for held in found), len(problem.loads)))
