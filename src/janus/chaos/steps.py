@@ -12,11 +12,13 @@ from typing import Protocol
 
 from janus.chaos.load import Running, texts
 from janus.chaos.scenario import Scenario, Step
-from janus.chaos.target import Target
+from janus.chaos.target import Target, has_ended
 from janus.errors import ConfigError
 
 #: Of the duty cycle of a slow instance: one that stands still for a share of every such period.
 _PERIOD_S = 0.05
+#: How long a killed process may take to end, and how often to look.
+_DEATH_LIMIT_S, _DEATH_LOOK_S = 5.0, 0.005
 
 
 class Control(Protocol):
@@ -87,11 +89,18 @@ class Steps:
             "wait": lambda: asyncio.sleep(step.lasts),
         }
         if step.do == "kill":
-            self.target.send(name, signal.SIGKILL)
+            await self._kill(name)
         elif step.do == "prompts":
             self.running.prompts = texts(step.prompts)
         else:
             await actions[step.do]()
+
+    async def _kill(self, name: str) -> None:
+        """Kill it, and wait until it has ended: who looked sooner would find the cluster whole."""
+        pid = self.target.send(name, signal.SIGKILL)
+        async with asyncio.timeout(_DEATH_LIMIT_S):
+            while not has_ended(pid):
+                await asyncio.sleep(_DEATH_LOOK_S)
 
     async def _stop(self, name: str, seconds: float) -> None:
         pid = self.target.send(name, signal.SIGSTOP)

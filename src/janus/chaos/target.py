@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx
+import psutil
 
 from janus.chaos.moves import Placed, placed
 from janus.chaos.scenario import ROLES, ClusterNeeds
@@ -160,10 +161,12 @@ class Target:
 
 def _gone(state: ClusterState) -> list[str]:
     """Instances whose process is no more and has no successor yet."""
-    found = []
-    for instance in state.instances:
-        try:
-            os.kill(instance.pid, 0)
-        except ProcessLookupError:
-            found.append(f"{instance.name} has ended")
-    return found
+    return [f"{instance.name} has ended" for instance in state.instances if has_ended(instance.pid)]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is no more, or only waits for whoever started it to take note."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
