@@ -167,6 +167,6 @@ def _gone(state: ClusterState) -> list[str]:
 def has_ended(pid: int) -> bool:
     """Whether a process is no more, or only waits for whoever started it to take note."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

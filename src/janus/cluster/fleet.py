@@ -19,7 +19,7 @@ _STOP_GRACE_S = 7.0
 _BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 #: An instance that listened this long is healthy: its next restart is immediate again. Even one that always ends then
 #: is started no more often than this, which is what the backoff is for.
-_HEALTHY_AFTER_S = 5.0
+_HEALTHY_AFTER_S = 2.0
 
 CONTROLLER = "controller-0"
 
