@@ -81,14 +81,17 @@ def _cell(value: float | None) -> str:
 
 def _write(out: Path, found: dict[str, dict[str, Any]]) -> None:
     """Put what was found beside what other runs found before, and say of each which commit it is of."""
-    stamp = {"commit": commit(ROOT), "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    known = json.loads(out.read_text())["scenarios"] if out.is_file() else {}
-    fresh = {
-        name: {**report, **stamp} for name, report in found.items() if "skipped" not in report or name not in known
+    command = shlex.join(["python", "-m", "benchmarks.chaos", *sys.argv[1:]])
+    stamp = {
+        "command": command,
+        "commit": commit(ROOT),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    known = json.loads(out.read_text())["scenarios"] if out.is_file() else {}
+    # What was skipped, or interrupted before its first run, leaves what is known.
+    fresh = {name: {**report, **stamp} for name, report in found.items() if report.get("runs") or name not in known}
     scenarios = {**known, **fresh}
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.chaos", *sys.argv[1:]]),
         "hardware": hardware(os.cpu_count() or 1),
         **stamp,
         "scenarios": {name: scenarios[name] for name in sorted(scenarios)},
