@@ -93,6 +93,7 @@ def _write(out: Path, found: dict[str, dict[str, Any]]) -> None:
     scenarios = {**known, **fresh}
     result = {
         "hardware": hardware(os.cpu_count() or 1),
+        # Of the last run; each scenario says of which it is.
         **stamp,
         "scenarios": {name: scenarios[name] for name in sorted(scenarios)},
     }
