@@ -12,13 +12,13 @@ from benchmarks.testbed import Testbed, held, namespaces
 from benchmarks.testbed.__main__ import main
 from benchmarks.testbed.namespaces import Name, this_process
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parents[2]
 # Brings a testbed up with a program in it that has a child of its own, says so, and waits.
 OWNER = """
 import sys, signal
 from benchmarks.testbed import Testbed
-
-pytestmark = pytest.mark.cluster
 bed = Testbed(("a0", "e0")).__enter__()
 bed.popen("e0", ["sh", "-c", "sleep 300 & echo $!; wait"])
 signal.pause()

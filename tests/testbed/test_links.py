@@ -14,6 +14,8 @@ import pytest
 from benchmarks.testbed import LinkSpec, LinkTraffic, Testbed, TestbedError
 from benchmarks.testbed.links import SIZES, round_trips
 
+pytestmark = pytest.mark.cluster
+
 # A message of argv[3] bytes to argv[1]:argv[2], and its echo.
 ECHO = """
 import socket, sys
@@ -43,8 +45,6 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as soc
 """
 SWALLOW = """
 import socket
-
-pytestmark = pytest.mark.cluster
 with socket.create_server(("0.0.0.0", 0)) as listener:
     print(listener.getsockname()[1], flush=True)
     sock, _ = listener.accept()
