@@ -47,6 +47,7 @@ async def janus(cluster: Cluster, *arguments: str, status: int | None = 0) -> st
     return said.decode()
 
 
+@pytest.mark.slow  # tests/chaos joins and drains, too; here the tokens are those of transformers
 async def test_a_cluster_grows_and_shrinks_under_streams(elastic: Cluster, connect: Connect, lab: Lab) -> None:
     async with streams_beside(connect(elastic), prompts_for(lab.oracle("grouped"))):
         await janus(elastic, "scale", "--experts", "3", "--attention", "+1")

@@ -13,7 +13,13 @@ import pytest
 import pytest_asyncio
 from benchmarks.load.cluster import RunningCluster, running_cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+#: tests/e2e/test_faults.py and tests/chaos do the same to more; these are for whoever works on the gateway alone.
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 MODEL = Path(__file__).parents[2] / "models" / "janus-tiny"
 PROMPT = "It is a truth universally acknowledged, that"
