@@ -1,0 +1,89 @@
+"""What the hardware does: rates of devices and links, each measured or taken from a published figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from janus.core.exchange_cost import LinkCost
+from janus.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Where one number comes from."""
+
+    value: float
+    #: Bounds of the 95 % confidence interval; ``None`` for a published figure.
+    low: float | None = None
+    high: float | None = None
+    #: "measured", or the publication.
+    source: str = "measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What one instance runs on. Rates are those that a step reaches, not peaks.
+
+    The coefficients of the performance model (arXiv 2512.13525, section 3.5, equation 1) follow from these and from a
+    model's sizes, so that one measurement serves every model: see ``performance.py``.
+    """
+
+    name: str
+    memory_bytes: float
+    #: Bytes of weights, and of the KV cache, that a step reads per second.
+    weight_bytes_s: float
+    kv_bytes_s: float
+    #: Floating-point operations per second of a large product.
+    flops_s: float
+    #: Seconds that one layer takes besides: attention with the gate; experts; and one step takes besides its layers.
+    attention_layer_s: float = 0.0
+    expert_layer_s: float = 0.0
+    step_s: float = 0.0
+    #: Seconds per token that a step computes besides its products (sampling, bookkeeping), and per row of a dispatch.
+    token_s: float = 0.0
+    row_s: float = 0.0
+    #: Bytes of replicas loaded per second, from a peer or from disk, whichever is faster.
+    load_bytes_s: float = 1e9
+    cost_per_hour: float = 1.0
+    #: Instances that share one such device's cores (a laptop's processes do); 0 = each has its own.
+    shared_cores: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "weight_bytes_s", "kv_bytes_s", "flops_s", "load_bytes_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{self.name}.{name}", f"is {getattr(self, name)}", "give a positive number")
+        for name in ("attention_layer_s", "expert_layer_s", "step_s", "token_s", "row_s", "cost_per_hour"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{self.name}.{name}", f"is {getattr(self, name)}", "give 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareProfile:
+    """Kinds of devices and the links between them."""
+
+    name: str
+    kind: Literal["measured", "published"]
+    devices: Mapping[str, Device]
+    #: Between instances of one node, and of different nodes.
+    intra: LinkCost
+    inter: LinkCost
+    devices_per_node: int = 8
+    #: Between the devices of one tensor-parallel instance.
+    peers: LinkCost | None = None
+    #: ``{"<device>.<field>" | "intra.<field>" | ...: where it comes from}``.
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    def device(self, name: str | None = None) -> Device:
+        """Return the device of that name; without one, the only or first one.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name is None:
+            return next(iter(self.devices.values()))
+        if name not in self.devices:
+            known = ", ".join(self.devices)
+            raise ConfigError("device", f"profile {self.name} has no device {name!r}", f"it has: {known}")
+        return self.devices[name]
