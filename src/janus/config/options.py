@@ -356,7 +356,7 @@ class ControllerOptions(ServiceOptions):
         panel=_COMPUTE,
     )
     rebalance_gain: float = option(
-        0.05,
+        0.03,
         help="Replicas are moved when a_max, the experts that the busiest instance activates, falls by this share.",
         unit="share",
         minimum=0,

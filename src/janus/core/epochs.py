@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import msgspec
 
@@ -272,7 +273,7 @@ class PlacementEpochs:
             self._older.append(self._in_force)
         self._in_force = epoch
 
-    def _give_up(self, problem: str, now: float, *, level: str = "warning") -> list[Action]:
+    def _give_up(self, problem: str, now: float, *, level: Literal["warning", "error"] = "warning") -> list[Action]:
         epoch = self._pending
         if epoch is None:
             return []
@@ -281,7 +282,7 @@ class PlacementEpochs:
             self._goal.reached = False
         self._outcome("rolled back", now - epoch.issued_at, problem)
         fields: dict[str, object] = {"epoch": epoch.number, "problem": problem}
-        return [Log(level=level, event="placement_rolled_back", fields=fields)]  # type: ignore[arg-type]
+        return [Log(level=level, event="placement_rolled_back", fields=fields)]
 
     def _choose(self, *, complete: bool, now: float) -> list[Action]:
         """Set the goal, if what is there is not what the goal was made for."""

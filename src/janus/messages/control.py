@@ -301,10 +301,13 @@ class Tokens(_Message, frozen=True, tag="tokens"):
 # -- errors that answer a frame ------------------------------------------------------------------------------------
 
 
+RejectionCode: TypeAlias = Literal["replica_missing", "instance_lost", "bad_frame", "draining", "internal"]
+
+
 class DispatchRejected(_Message, frozen=True, tag="dispatch_rejected"):
     """Instead of a combine frame with the same request id: from whoever a dispatch was sent to, to whoever sent it."""
 
-    code: Literal["replica_missing", "instance_lost", "bad_frame", "draining", "internal"]
+    code: RejectionCode
     problem: str
     #: With "instance_lost": the instances that did not answer, by name.
     instances: list[str] = []

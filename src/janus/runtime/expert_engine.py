@@ -23,6 +23,7 @@ from janus.messages.control import (
     FetchReplica,
     PlacementLoaded,
     PlacementTable,
+    RejectionCode,
     ReplicaRefused,
 )
 from janus.model.checkpoint import Checkpoint
@@ -200,7 +201,7 @@ class ExpertEngine:
             self._reject(link, frame, "bad_frame", str(error))
             return
         except DispatchError as error:
-            code = "replica_missing" if isinstance(error, ReplicaMissing) else "instance_lost"
+            code: RejectionCode = "replica_missing" if isinstance(error, ReplicaMissing) else "instance_lost"
             self._reject(link, frame, code, str(error), error.instances)
             return
         if waiting is None:
@@ -275,7 +276,7 @@ class ExpertEngine:
         self,
         link: Link,
         frame: InFrame,
-        code: str,
+        code: RejectionCode,
         problem: str,
         instances: tuple[str, ...] = (),
         *,
@@ -289,7 +290,7 @@ class ExpertEngine:
             kind = ReplicaMissing if code == "replica_missing" else InstanceLost
             self.relay.fail(job, kind(f"{self._instance}: {problem}", instances=(self._instance,)))
             return
-        message = DispatchRejected(code=code, problem=problem, instances=list(instances))  # type: ignore[arg-type]
+        message = DispatchRejected(code=code, problem=problem, instances=list(instances))
         self._send(link, request_id, message)
 
     def _send(self, link: Link, request_id: int, message: Message) -> None:

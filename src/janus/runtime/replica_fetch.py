@@ -38,7 +38,7 @@ class Reach(Protocol):
         """
 
     async def rest(self) -> None:
-        """Nothing more is fetched for now."""
+        """Close what is open for fetching alone; ``to`` opens it again."""
 
 
 class ReplicaFetcher:

@@ -118,7 +118,7 @@ class ReplicaSources:
         return await asyncio.get_running_loop().run_in_executor(self._loader, lambda: function(*args, **kwargs))
 
     async def rest(self) -> None:
-        """Nothing more is loaded for now: links that only served loading may go."""
+        """Say that a load is over: links that only served loading may go; the next load opens them again."""
         if self.fetcher is not None:
             await self.fetcher.reach.rest()
 
