@@ -15,6 +15,7 @@ Weights and products overlap on a device, so the larger of the two counts; the K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,17 +45,19 @@ class Deployment:
     tensor_parallel: int = 1
     #: Micro-batches that take turns.
     micro_batches: int = 1
+    #: Both roles run on the same devices, as in monolithic systems: ``attention * tensor_parallel == experts``.
+    colocated: bool = False
 
     @property
     def devices(self) -> int:
         """Devices in all."""
-        return self.attention * self.tensor_parallel + self.experts
+        return self.attention * self.tensor_parallel + (0 if self.colocated else self.experts)
 
     @property
     def cost_per_hour(self) -> float:
         """What they cost."""
         attention = self.attention * self.tensor_parallel * self.attention_device.cost_per_hour
-        return attention + self.experts * self.expert_device.cost_per_hour
+        return attention + (0.0 if self.colocated else self.experts * self.expert_device.cost_per_hour)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,23 +99,35 @@ class StepTime:
 
 
 def step_time(
-    model: ModelSizes, profile: HardwareProfile, deployment: Deployment, load: Load, *, a_max: AMax
+    model: ModelSizes,
+    profile: HardwareProfile,
+    deployment: Deployment,
+    load: Load,
+    *,
+    a_max: AMax,
+    at_experts: Load | None = None,
+    modes: Sequence[Mode] = MODES,
 ) -> StepTime:
     """Return the time of one step of ``load`` on ``deployment``.
 
     With several micro-batches, attention, exchange and experts of different ones overlap: a layer of all of them takes
     as long as the pool that is busy longest, or as one of them alone takes from end to end.
+
+    Args:
+        at_experts: what the experts compute for all attention instances together, where these differ: ``load`` is
+            then what there would be if all were like the one that is asked for. The same as ``load`` unless given.
+        modes: ways to exchange that the system has.
     """
     parts = deployment.micro_batches
-    part = Load(batch=load.batch / parts, context=load.context, prefill=load.prefill / parts)
-    experts_activated = a_max(deployment.experts, max(1.0, part.rows))
+    part, together = _part(load, parts), _part(at_experts or load, parts)
+    experts_activated = a_max(deployment.experts, max(1.0, together.rows))
     attention, shared = attention_layer_s(model, profile, deployment, part)
-    experts = expert_layer_s(model, deployment, part, experts_activated)
-    mode, exchange = exchange_layer_s(model, profile, deployment, part)
+    experts = expert_layer_s(model, deployment, together, experts_activated)
+    mode, exchange = exchange_layer_s(model, profile, deployment, part, modes)
     moe, layers = model.moe_layers, model.layers
     if parts == 1:
-        # The shared experts run while activations travel and the routed ones compute.
-        hidden = moe * min(shared, exchange + experts)
+        # The shared experts run while activations travel and the routed ones compute, unless on the same devices.
+        hidden = moe * min(shared, exchange if deployment.colocated else exchange + experts)
     else:
         alone = attention + shared + exchange + experts
         hidden = moe * (parts * alone - max(parts * (attention + shared), parts * experts, alone))
@@ -155,13 +170,13 @@ def expert_layer_s(model: ModelSizes, deployment: Deployment, load: Load, a_max:
 
 
 def exchange_layer_s(
-    model: ModelSizes, profile: HardwareProfile, deployment: Deployment, load: Load
+    model: ModelSizes, profile: HardwareProfile, deployment: Deployment, load: Load, modes: Sequence[Mode] = MODES
 ) -> tuple[Mode, float]:
-    """Return the quickest way of one layer's exchange, there and back, and its seconds."""
+    """Return the quickest of ``modes`` for one layer's exchange, there and back, and its seconds."""
     shape = dispatch_shape(model, profile, deployment, load)
     near = deployment.devices <= profile.devices_per_node
     inter = profile.intra if near else profile.inter
-    times = {mode: predict(mode, shape, inter=inter, intra=profile.intra) for mode in MODES}
+    times = {mode: predict(mode, shape, inter=inter, intra=profile.intra) for mode in modes}
     best = min(times, key=lambda mode: times[mode])
     return best, times[best]
 
@@ -199,6 +214,10 @@ def other_s(model: ModelSizes, deployment: Deployment, load: Load) -> float:
     head = _products_s(model.head_params, model.weight_width, streams, device, tp)
     seconds = device.step_s + rows * device.token_s + dense + head
     return _shared_out(seconds, deployment.attention, device)
+
+
+def _part(load: Load, parts: int) -> Load:
+    return Load(batch=load.batch / parts, context=load.context, prefill=load.prefill / parts)
 
 
 def _products_s(params: float, width: float, rows: float, device: Device, tp: int) -> float:
