@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from janus.core.admission import Admission
+from janus.core.sequence import MAX_ATTEMPTS, Sequence, TokenGap
 from janus.errors import LinkError, RequestError, Unavailable
 from janus.messages import Message
 from janus.messages.control import ClusterView, Submit, TokenDelta, Tokens
@@ -20,12 +21,9 @@ from janus.transport.link import InFrame, Link
 from janus_gateway.generation import PoolGeneration, Track
 from janus_gateway.instances import AttentionInstances
 from janus_gateway.metrics import GatewayMetrics
-from janus_gateway.sequences import Sequence, TokenGap
 
 log = structlog.get_logger()
 
-#: A sequence that has lost its instance this often is given up: it may be what kills them.
-_MAX_ATTEMPTS = 4
 #: Refusals of an instance that another instance would not give.
 _ELSEWHERE = frozenset({"draining", "starting"})
 
@@ -238,7 +236,7 @@ class AttentionPool:
             code="instance_lost",
             retry_after_s=1.0,
         )
-        if track.sequence.attempt >= _MAX_ATTEMPTS:
+        if track.sequence.attempt >= MAX_ATTEMPTS:
             self._fail(track, problem)
             return
         loop = asyncio.get_running_loop()

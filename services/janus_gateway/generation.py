@@ -6,11 +6,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from janus.core.sequence import Sequence
 from janus.errors import RequestError
 from janus.messages.control import TokenLogprob
 from janus.transport.link import Link
 from janus_gateway.backend import News
-from janus_gateway.sequences import Sequence
 
 if TYPE_CHECKING:
     from janus_gateway.attention_pool import AttentionPool

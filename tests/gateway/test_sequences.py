@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus.core.sequence import Sequence, TokenGap
 from janus.messages.control import SamplingParams, TokenDelta, TokenLogprob
-from janus_gateway.sequences import Sequence, TokenGap
 
 
 def sequence() -> Sequence:

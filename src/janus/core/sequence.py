@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from janus.messages.control import SamplingParams, Submit, TokenDelta, TokenLogprob
 
+#: A sequence that has lost its instance this often is given up: it may be what kills them.
+MAX_ATTEMPTS = 4
+
 
 class TokenGap(Exception):
     """A delta begins behind the tokens that are here: some were lost on the way."""
