@@ -24,6 +24,7 @@ from benchmarks.exchange.fakes import CopyBank, NoCheckpoint, random_gates
 
 from janus.core.placement import Placement
 from janus.core.scheduling import SCHEDULERS
+from janus.errors import LinkError
 from janus.exchange.choice import ModeChoice
 from janus.exchange.probing import measure_links
 from janus.exchange.remote import RemoteExchange
@@ -144,7 +145,7 @@ class Worker:
         }
         if self.exchange is not None:
             for member in listed:
-                if member.role == "expert" and not self._linked(
+                if member.role == "expert" and not await self._answers(
                     self.exchange.links, member.instance, member.incarnation
                 ):
                     self.exchange.links[member.instance] = await connect(
@@ -172,6 +173,17 @@ class Worker:
         """Whether there is a link that is up to this very process."""
         link = links.get(name)
         return link is not None and not link.closed and link.peer.incarnation == incarnation
+
+    async def _answers(self, links: dict[str, Link], name: str, incarnation: str) -> bool:
+        """Whether that link is up and answers: over a network that was cut, one seems up until its silence is long."""
+        if not self._linked(links, name, incarnation):
+            return False
+        try:
+            await links[name].round_trip(timeout_s=self.options.silence_s)
+        except LinkError:
+            links[name].abort("it does not answer")
+            return False
+        return True
 
     async def do_measure(self) -> dict[str, Any]:
         """Measure links as an attention instance does when it links up."""
