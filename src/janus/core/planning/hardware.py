@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from janus.core.exchange_cost import LinkCost
@@ -70,10 +70,32 @@ class HardwareProfile:
     intra: LinkCost
     inter: LinkCost
     devices_per_node: int = 8
+    #: Links that the members of a node have between them: 1 = they share one; as many as devices = each has its own.
+    links_per_node: int = 1
     #: Between the devices of one tensor-parallel instance.
     peers: LinkCost | None = None
     #: ``{"<device>.<field>" | "intra.<field>" | ...: where it comes from}``.
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    about: str = ""
+    #: Of a measured profile: command, hardware, commit, date, what was run.
+    measured: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise ConfigError(f"{self.name}.device", "there is none", "give at least one table [device.NAME]")
+        for name in ("devices_per_node", "links_per_node"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{self.name}.{name}", f"is {getattr(self, name)}", "give at least 1")
+
+    def links(self, *, members: int, near: bool) -> tuple[LinkCost, LinkCost]:
+        """Return what messages cost to the experts, and within a node, when ``members`` of a node send together.
+
+        Links are priced as if the node had one that its members share; where they have several, a byte costs less.
+        ``near``: the experts are on the same node.
+        """
+        share = 1 / min(members, self.links_per_node)
+        inter, intra = (replace(link, byte_s=link.byte_s * share) for link in (self.inter, self.intra))
+        return (intra if near else inter), intra
 
     def device(self, name: str | None = None) -> Device:
         """Return the device of that name; without one, the only or first one.

@@ -175,8 +175,8 @@ def exchange_layer_s(
     """Return the quickest of ``modes`` for one layer's exchange, there and back, and its seconds."""
     shape = dispatch_shape(model, profile, deployment, load)
     near = deployment.devices <= profile.devices_per_node
-    inter = profile.intra if near else profile.inter
-    times = {mode: predict(mode, shape, inter=inter, intra=profile.intra) for mode in modes}
+    inter, intra = profile.links(members=shape.members, near=near)
+    times = {mode: predict(mode, shape, inter=inter, intra=intra) for mode in modes}
     best = min(times, key=lambda mode: times[mode])
     return best, times[best]
 
