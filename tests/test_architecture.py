@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "runtime": _CORE | {"transport", "model", "text", "exchange"},
     "cluster": _CORE | {"transport", "model", "text", "exchange", "runtime"},
     "chaos": _BASE | {"cluster"},
+    "simulation": _CORE,
     "profiles": _CORE,
 }
 SERVICES = {"janus_gateway", "janus_attention_server", "janus_expert_server", "janus_placement_controller", "janus_cli"}

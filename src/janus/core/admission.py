@@ -173,6 +173,11 @@ class Admission:
         """Return the requests on ``instance``, oldest first: those to move when it dies."""
         return [request_id for request_id, ticket in self._tickets.items() if ticket.instance == instance]
 
+    def outstanding(self, instance: str) -> int:
+        """Return the tokens that are outstanding on ``instance``; 0 for one that has no requests."""
+        load = self._loads.get(instance)
+        return 0 if load is None else load.tokens
+
     def stats(self) -> AdmissionStats:
         """Return a snapshot."""
         return AdmissionStats(

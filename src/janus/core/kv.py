@@ -28,13 +28,22 @@ class KvTable:
         """Blocks in use."""
         return self._allocator.num_used
 
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody has."""
+        return self._allocator.num_free
+
+    def would_admit(self, request: Request, *, spare: int) -> bool:
+        """Return whether there are a row and blocks for all tokens of ``request``, and ``spare`` more blocks."""
+        needed = self._allocator.blocks_for(len(request.tokens))
+        return bool(self._free_rows) and needed + spare <= self._allocator.num_free
+
     def admit(self, request: Request, *, spare: int) -> bool:
         """Give ``request`` a row and the blocks of all its tokens, if ``spare`` more blocks would still be free."""
-        needed = self._allocator.blocks_for(len(request.tokens))
-        if not self._free_rows or needed + spare > self._allocator.num_free:
+        if not self.would_admit(request, spare=spare):
             return False
         request.row = self._free_rows.pop()
-        self._give(request, self._allocator.allocate(needed) or ())
+        self._give(request, self._allocator.allocate(self._allocator.blocks_for(len(request.tokens))) or ())
         return True
 
     def grow(self, request: Request) -> bool:
