@@ -70,7 +70,8 @@ class DispatchShape:
 def predict(mode: Mode, shape: DispatchShape, *, inter: LinkCost, intra: LinkCost) -> float:
     """Return the seconds from dispatch to combine that ``mode`` is predicted to take, the experts' work left out.
 
-    Everyone who shares a layer dispatches at about the same time; there and back are alike but for the bytes.
+    Everyone who shares a layer dispatches at about the same time; there and back are alike but for the bytes. Nothing
+    here branches on the shape's numbers, so these, and the seconds per byte, may be arrays: plans ask for thousands.
     """
     m, sources = shape.members, shape.sources
     source_nodes = -(-sources // m)
@@ -82,16 +83,17 @@ def predict(mode: Mode, shape: DispatchShape, *, inter: LinkCost, intra: LinkCos
     there = shape.instance_bytes if mode == "aggregated" else shape.node_bytes
     back = shape.instance_answer_bytes if mode == "aggregated" else shape.node_answer_bytes
     gathered = gathers(mode, members=m, batch_bytes=shape.batch_bytes)
-    senders = source_nodes if gathered else sources
+    senders = sources - gathered * (sources - source_nodes)
     seconds = 2 * ((posts + senders) * inter.message_s + inter.latency_s) + m * (there + back) * inter.byte_s
-    if gathered:
-        # Everybody's rows to the leader, and everybody's sums back: one message each way per other member.
-        seconds += 2 * (m * intra.message_s + intra.latency_s) + 2 * m * shape.batch_bytes * intra.byte_s
-    if mode == "two-phase" and shape.largest_node > 1:
+    # Everybody's rows to the leader, and everybody's sums back: one message each way per other member.
+    gathering = 2 * (m * intra.message_s + intra.latency_s) + 2 * m * shape.batch_bytes * intra.byte_s
+    seconds += gathered * gathering
+    if mode == "two-phase":
         siblings = shape.largest_node - 1
         # The relay forwards by reference; the partial sums come back as bytes.
-        seconds += 2 * ((siblings + 1) * senders * intra.message_s + intra.latency_s)
-        seconds += siblings * m * (shape.node_answer_bytes / max(shape.nodes, 1)) * intra.byte_s
+        relaying = 2 * ((siblings + 1) * senders * intra.message_s + intra.latency_s)
+        relaying += siblings * m * (shape.node_answer_bytes / (shape.nodes + (shape.nodes == 0))) * intra.byte_s
+        seconds += (siblings > 0) * relaying
     return seconds
 
 

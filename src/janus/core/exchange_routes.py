@@ -27,7 +27,7 @@ GATHERED_MOST_BYTES = 32 << 10
 
 def gathers(mode: Mode, *, members: int, batch_bytes: int) -> bool:
     """Return whether a batch of ``batch_bytes`` is handed to the leader of its node, ``members`` strong."""
-    return mode != "direct" and members > 1 and batch_bytes <= GATHERED_MOST_BYTES
+    return mode != "direct" and (members > 1) & (batch_bytes <= GATHERED_MOST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ def sizes_of(config: Mapping[str, Any], *, name: str = "", dtype: str | None = N
         head_params=vocab + hidden,
         kv_elements=_kv_elements(keys, hidden),
         context_flops=_context_flops(keys, hidden),
+        kv_parts=1 if "kv_lora_rank" in keys else _kv_heads(keys, keys.number("num_attention_heads", "n_head")),
     )
     if dtype is not None:
         if dtype not in WIDTHS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from janus.core.exchange_cost import LinkCost
+from janus.core.planning.elementwise import smaller
 from janus.errors import ConfigError
 
 
@@ -93,7 +94,7 @@ class HardwareProfile:
         Links are priced as if the node had one that its members share; where they have several, a byte costs less.
         ``near``: the experts are on the same node.
         """
-        share = 1 / min(members, self.links_per_node)
+        share = 1 / smaller(members, self.links_per_node)
         inter, intra = (replace(link, byte_s=link.byte_s * share) for link in (self.inter, self.intra))
         return (intra if near else inter), intra
 

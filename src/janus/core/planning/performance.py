@@ -10,17 +10,24 @@ c_kv    the KV cache of one token of context                kv_elements * width 
 beta    the weights of one expert                           expert_params * width / weight_bytes_s
 gamma   the products of one row in one expert (not in the paper: prefill and large batches need it)
 
-Weights and products overlap on a device, so the larger of the two counts; the KV cache is read besides.
+Weights and products overlap on a device, so the larger of the two counts; the KV cache is read besides, by a kernel of
+its own. All instances of a role are alike, and what they wait for is the one that is asked to do most.
+
+Every formula is elementwise: the counts of a ``Deployment`` and the numbers of a ``Load`` may be arrays that broadcast,
+which is how the search prices a plane of deployments at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
 
 from janus.core.exchange_cost import DispatchShape, predict
 from janus.core.exchange_routes import MODES, Mode
+from janus.core.planning.elementwise import larger, smaller
 from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.sizes import ModelSizes
 
@@ -70,6 +77,8 @@ class Load:
     context: float
     #: Prompt tokens that the same step computes.
     prefill: float = 0.0
+    #: Tokens of its prompt that such a token looks back on, as a mean; ``None`` = ``context``.
+    prefill_context: float | None = None
 
     @property
     def rows(self) -> float:
@@ -120,26 +129,44 @@ def step_time(
     """
     parts = deployment.micro_batches
     part, together = _part(load, parts), _part(at_experts or load, parts)
-    experts_activated = a_max(deployment.experts, max(1.0, together.rows))
+    experts_activated = a_max(deployment.experts, larger(1.0, together.rows))
     attention, shared = attention_layer_s(model, profile, deployment, part)
     experts = expert_layer_s(model, deployment, together, experts_activated)
     mode, exchange = exchange_layer_s(model, profile, deployment, part, modes)
     moe, layers = model.moe_layers, model.layers
-    if parts == 1:
-        # The shared experts run while activations travel and the routed ones compute, unless on the same devices.
-        hidden = moe * min(shared, exchange if deployment.colocated else exchange + experts)
-    else:
-        alone = attention + shared + exchange + experts
-        hidden = moe * (parts * alone - max(parts * (attention + shared), parts * experts, alone))
+    layer = _moe_layer_s(deployment, attention, shared, exchange, experts)
     return StepTime(
         attention_s=parts * (layers * attention + moe * shared),
         exchange_s=parts * moe * exchange,
         experts_s=parts * moe * experts,
-        other_s=other_s(model, deployment, load),
-        hidden_s=max(0.0, hidden),
+        other_s=parts * other_s(model, deployment, part),
+        hidden_s=moe * (parts * (attention + shared + exchange + experts) - layer),
         a_max=experts_activated,
         exchange=mode,
     )
+
+
+def _moe_layer_s(deployment: Deployment, attention: float, shared: float, exchange: float, experts: float) -> float:
+    """Return the seconds in which all micro-batches pass one MoE layer, given what each part of one of them takes.
+
+    One of them passes its parts one after the other, but for the shared experts, which run while activations travel
+    and, unless on the same devices, the routed ones compute. With several, a layer comes round no sooner than that, and
+    no sooner than the busiest pool has served all of them.
+    """
+    parts = deployment.micro_batches
+    if deployment.colocated:
+        # The same devices do everything but wait.
+        return larger(parts * (attention + shared + experts), attention + larger(shared, exchange) + experts)
+    alone = attention + larger(shared, exchange + experts)
+    busiest = parts * larger(attention + shared, experts)
+    a, e = deployment.attention_device, deployment.expert_device
+    if a.shared_cores and a.name == e.name:
+        # Both pools are processes on the same cores: overlap wins nothing beyond cores that would idle.
+        cores = a.shared_cores
+        work = (attention + shared) * smaller(1.0, deployment.attention / cores)
+        work += experts * smaller(1.0, deployment.experts / cores)
+        busiest = larger(busiest, parts * work)
+    return larger(alone, busiest)
 
 
 def attention_layer_s(
@@ -149,11 +176,13 @@ def attention_layer_s(
     device, tp = deployment.attention_device, deployment.tensor_parallel
     rows, streams = load.rows / deployment.attention, load.batch / deployment.attention
     context = streams * load.context
-    read = context * model.kv_elements * model.kv_width / device.kv_bytes_s / tp
-    scores = (context + rows * load.prefill / max(load.rows, 1.0) * load.context) * model.context_flops / device.flops_s
+    looks_back = load.context if load.prefill_context is None else load.prefill_context
+    seen = context + load.prefill / deployment.attention * looks_back
+    read = context * model.kv_elements * model.kv_width / device.kv_bytes_s / model.kv_divided(tp)
     attention = device.attention_layer_s + _products_s(model.attention_params, model.weight_width, rows, device, tp)
-    attention += max(read, scores / tp)
+    attention += larger(read, seen * model.context_flops / device.flops_s / tp)
     if tp > 1:
+        # One after attention, one after the dense MLP or the shared experts.
         attention += 2 * _all_reduce_s(rows * model.row_bytes, tp, profile)
     shared = _products_s(model.shared_params, model.weight_width, rows, device, tp)
     return _shared_out(attention, deployment.attention, device), _shared_out(shared, deployment.attention, device)
@@ -165,7 +194,7 @@ def expert_layer_s(model: ModelSizes, deployment: Deployment, load: Load, a_max:
     choices = load.rows * model.top_k / deployment.experts
     weights = a_max * model.expert_bytes / device.weight_bytes_s
     products = choices * 2 * model.expert_params / device.flops_s
-    seconds = device.expert_layer_s + max(weights, products) + choices * device.row_s
+    seconds = device.expert_layer_s + larger(weights, products) + choices * device.row_s
     return _shared_out(seconds, deployment.experts, device)
 
 
@@ -175,10 +204,18 @@ def exchange_layer_s(
     """Return the quickest of ``modes`` for one layer's exchange, there and back, and its seconds."""
     shape = dispatch_shape(model, profile, deployment, load)
     near = deployment.devices <= profile.devices_per_node
-    inter, intra = profile.links(members=shape.members, near=near)
-    times = {mode: predict(mode, shape, inter=inter, intra=intra) for mode in modes}
-    best = min(times, key=lambda mode: times[mode])
-    return best, times[best]
+
+    def seconds(mode: Mode, *, near: bool) -> float:
+        inter, intra = profile.links(members=shape.members, near=near)
+        return predict(mode, shape, inter=inter, intra=intra)
+
+    if not isinstance(near, np.ndarray):
+        times = {mode: seconds(mode, near=near) for mode in modes}
+        best = min(times, key=lambda mode: times[mode])
+        return best, times[best]
+    every: Any = np.array([np.where(near, seconds(mode, near=True), seconds(mode, near=False)) for mode in modes])
+    modes_at: Any = np.array(modes)[every.argmin(axis=0)]
+    return modes_at, every.min(axis=0)
 
 
 def dispatch_shape(model: ModelSizes, profile: HardwareProfile, deployment: Deployment, load: Load) -> DispatchShape:
@@ -188,10 +225,11 @@ def dispatch_shape(model: ModelSizes, profile: HardwareProfile, deployment: Depl
     rows = load.rows / deployment.attention
     row = model.row_bytes
 
-    def nbytes(places: int) -> int:
+    def nbytes(places: Any) -> Any:
         """Bytes to ``places`` that the k experts of a token are spread over."""
-        return round(rows * row * places * (1 - (1 - 1 / places) ** model.top_k))
+        return rows * row * places * (1 - (1 - 1 / places) ** model.top_k)
 
+    batch: Any = rows * row
     return DispatchShape(
         instances=n,
         instance_bytes=nbytes(n),
@@ -199,9 +237,9 @@ def dispatch_shape(model: ModelSizes, profile: HardwareProfile, deployment: Depl
         nodes=nodes,
         node_bytes=nbytes(nodes),
         node_answer_bytes=nbytes(nodes),
-        batch_bytes=round(rows * row),
-        largest_node=min(n, per_node),
-        members=min(deployment.attention, per_node),
+        batch_bytes=batch,
+        largest_node=smaller(n, per_node),
+        members=smaller(deployment.attention, larger(1, per_node // deployment.tensor_parallel)),
         sources=deployment.attention,
     )
 
@@ -217,20 +255,21 @@ def other_s(model: ModelSizes, deployment: Deployment, load: Load) -> float:
 
 
 def _part(load: Load, parts: int) -> Load:
-    return Load(batch=load.batch / parts, context=load.context, prefill=load.prefill / parts)
+    return load if parts == 1 else replace(load, batch=load.batch / parts, prefill=load.prefill / parts)
 
 
 def _products_s(params: float, width: float, rows: float, device: Device, tp: int) -> float:
     """Seconds of ``rows`` through matrices of ``params``: as long as reading them, or as computing, if that is more."""
-    return max(params * width / device.weight_bytes_s, 2 * rows * params / device.flops_s) / tp
+    seconds: float = larger(params * width / device.weight_bytes_s, 2 * rows * params / device.flops_s) / tp
+    return seconds
 
 
 def _all_reduce_s(nbytes: float, tp: int, profile: HardwareProfile) -> float:
-    """Seconds of one all-reduce in a ring: each device sends 2 (tp - 1) / tp of the bytes."""
+    """Seconds of one all-reduce: each device sends 2 (tp - 1) / tp of the bytes, as in a ring."""
     link = profile.peers or profile.intra
     return 2 * link.message_s + link.latency_s + 2 * (tp - 1) / tp * nbytes * link.byte_s
 
 
 def _shared_out(seconds: float, instances: int, device: Device) -> float:
     """Seconds where ``instances`` share the device's cores, if they do."""
-    return seconds * max(1.0, instances / device.shared_cores) if device.shared_cores else seconds
+    return seconds * larger(1.0, instances / device.shared_cores) if device.shared_cores else seconds

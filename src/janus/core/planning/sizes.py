@@ -38,6 +38,8 @@ class ModelSizes:
     kv_elements: int
     #: Floating-point operations per token computed, token of its context and layer: scores and weighted sum.
     context_flops: int
+    #: Devices that a layer's KV cache can be divided among: its KV heads; 1 for a latent; 0 = any number.
+    kv_parts: int = 0
     #: Bytes of a parameter outside and inside the routed experts, of an element of the KV cache, of an activation.
     weight_width: float = 2.0
     expert_width: float = 2.0
@@ -79,6 +81,13 @@ class ModelSizes:
     def kv_bytes_per_token(self) -> float:
         """Bytes that the KV cache keeps of one token, all layers."""
         return self.layers * self.kv_elements * self.kv_width
+
+    def kv_divided(self, devices: int) -> int:
+        """Return among how many of the ``devices`` of a tensor-parallel instance its KV cache is divided.
+
+        The others repeat it: KV heads are not split, and every head of latent attention reads the whole latent.
+        """
+        return min(devices, self.kv_parts) if self.kv_parts else devices
 
     @property
     def row_bytes(self) -> float:
