@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from janus.model import gate
+from janus.model.attention.contract import attention_layers
 from janus.model.batch import StepBatch
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
@@ -32,8 +33,9 @@ class AttentionModel:
                 h = h + model.dense_mlp(layer, x)
         logits_RV = model.logits(h, batch)
 
-    Activations are in the serving dtype, [T, H]. On the CPU kernels a row's numbers are the same, bit for bit, whatever
-    else is in the batch and however its prompt was cut into chunks. Methods are for one caller at a time.
+    Activations are in the serving dtype, [T, H]. Whatever kind of attention the model has, it looks the same from here.
+    On the CPU kernels a row's numbers are the same, bit for bit, whatever else is in the batch and however its prompt
+    was cut into chunks. Methods are for one caller at a time.
     """
 
     def __init__(self, reader: WeightReader, *, kernels: bool = True) -> None:
@@ -42,8 +44,9 @@ class AttentionModel:
         self.dtype = reader.dtype
         self.device = reader.device
         self._embedding = reader.embedding()
-        self._rope = RopeTable(config.rope, config.head_dim, config.max_position_embeddings, reader.device)
+        self._rope = RopeTable(config.rope, config.rotary_dim, config.max_position_embeddings, reader.device)
         library = load_library() if kernels and gate.supported(config, self.dtype, self.device) else None
+        self._attention = attention_layers(reader, library)
         self._math: CpuMath | TorchMath
         if library is None:
             self._math = TorchMath(reader, self._embedding)
@@ -82,7 +85,7 @@ class AttentionModel:
     def embed(self, batch: StepBatch) -> torch.Tensor:
         """Return the embeddings [T, H] and prepare ``batch`` for the layers."""
         cos_sin = self._rope.rows(batch.positions, int(batch.positions_np.max(initial=0)))
-        self._math.prepare(batch, cos_sin)
+        self._attention.prepare(batch, cos_sin)
         return F.embedding(batch.token_ids, self._embedding)
 
     def attention(
@@ -93,7 +96,7 @@ class AttentionModel:
         Returns:
             The residual stream after attention, and the normed input of the MLP or experts, both [T, H].
         """
-        return self._math.attention(layer, h, batch, kv)
+        return self._attention.attention(layer, h, batch, kv)
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate of MoE layer ``layer`` (absolute index): softmax over all experts, then the top K.

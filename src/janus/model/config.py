@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.errors import CheckpointError
+from janus.model.attention.shape import KVLayout, LatentShape
 from janus.model.rope_parameters import RopeParameters
 
 
@@ -41,6 +42,14 @@ class ModelConfig:
     #: Ids that end a generation, from ``generation_config.json`` and ``config.json``.
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
+    #: Latent attention; None is grouped-query attention.
+    latent: LatentShape | None = None
+    #: By layer: how many tokens, its own included, a row sees; None sees all. Empty: every layer sees all.
+    sliding_windows: tuple[int | None, ...] = ()
+    #: Whether every head has a logit that takes part in the softmax and carries no value.
+    attention_sinks: bool = False
+    #: Queries, keys and values are clamped to [-qkv_clip, qkv_clip].
+    qkv_clip: float | None = None
     #: The dtype that the checkpoint says it was saved in.
     torch_dtype: str = "bfloat16"
     #: Sampling defaults of ``generation_config.json``; a client's request overrides them.
@@ -65,6 +74,31 @@ class ModelConfig:
     def rope_theta(self) -> float:
         """Base of the rotary frequencies."""
         return self.rope.theta
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many elements of a head turn with the position: the first ones, or latent attention's part for it."""
+        if self.latent is not None:
+            return self.latent.qk_rope_head_dim
+        return int(self.head_dim * self.rope.partial_rotary_factor)
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by before the softmax."""
+        if self.latent is None:
+            return float(self.head_dim**-0.5)
+        return float(self.latent.qk_head_dim**-0.5) * self.rope.score_scale
+
+    @cached_property
+    def kv_layout(self) -> KVLayout:
+        """What the KV cache holds."""
+        if self.latent is not None:
+            return KVLayout(num_layers=self.num_layers, parts=((1, self.latent.width),))
+        return KVLayout(num_layers=self.num_layers, parts=((self.num_kv_heads, self.head_dim),) * 2)
+
+    def sliding_window(self, layer: int) -> int | None:
+        """How many tokens a row of ``layer`` sees; None is all."""
+        return self.sliding_windows[layer] if self.sliding_windows else None
 
     @classmethod
     def load(cls, path: str | Path) -> ModelConfig:

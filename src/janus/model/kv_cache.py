@@ -1,4 +1,4 @@
-"""``PagedKVCache``: keys and values in fixed blocks, addressed by slot = block * block_size + offset."""
+"""``PagedKVCache``: what attention keeps of tokens, in fixed blocks; a slot is block * block_size + offset."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from janus.model.memory import huge_bytes
 
 
 class PagedKVCache:
-    """Per layer one key and one value tensor, [num_blocks, num_kv_heads, block_size, head_dim].
+    """One memory for all layers, in the layout that ``config.kv_layout`` says.
 
-    Which sequence owns which block is the batcher's business; this class only holds the memory.
+    Grouped-query attention has ``keys`` and ``values``, by layer [num_blocks, num_kv_heads, block_size, head_dim];
+    latent attention has ``latents``, by layer [num_blocks, block_size, kv_lora_rank + qk_rope_head_dim]. What a model
+    does not have is an empty list. Which sequence owns which block is the batcher's business; a block is the same slots
+    of every layer, so layers that see a window of the context alone keep what has left it.
     """
 
     def __init__(
@@ -24,24 +27,36 @@ class PagedKVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (2, config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        layout = config.kv_layout
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
         self.device = torch.device(device)
+        shapes = [(layout.num_layers, num_blocks, heads, block_size, width) for heads, width in layout.parts]
+        sizes = [math.prod(shape) for shape in shapes]
         # Zero, not uninitialised: slots past a context are masked by a weight of 0, and 0 * NaN would be NaN.
         if self.device.type == "cpu":
-            self._memory = huge_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+            self._memory = huge_bytes(sum(sizes) * dtype.itemsize).view(dtype)
         else:
-            self._memory = torch.zeros(shape, dtype=dtype, device=device)
-        keys, values = self._memory
-        self.keys = list(keys.unbind(0))
-        self.values = list(values.unbind(0))
+            self._memory = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        parts = [part.view(shape) for part, shape in zip(self._memory.split(sizes), shapes, strict=True)]
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.latents: list[torch.Tensor] = []
+        if config.latent is None:
+            self.keys, self.values = (list(part.unbind(0)) for part in parts)
+        else:
+            self.latents = list(parts[0].squeeze(2).unbind(0))
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """Bytes that one token takes over all layers."""
+        return config.kv_layout.bytes_per_token(dtype.itemsize)
 
     @staticmethod
     def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one block takes over all layers, keys and values."""
-        return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_dim * dtype.itemsize
+        """Bytes that one block takes over all layers."""
+        return block_size * PagedKVCache.bytes_per_token(config, dtype)
 
     @property
     def nbytes(self) -> int:

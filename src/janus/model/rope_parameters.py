@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from janus.errors import CheckpointError
 
 SUPPORTED_ROPE_TYPES = ("default", "linear", "yarn")
+#: Spelled alike in ``RopeParameters`` and in configs.
+_YARN_KEYS = ("attention_factor", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,8 @@ class RopeParameters:
     truncate: bool = True
     mscale: float | None = None
     mscale_all_dim: float | None = None
+    #: Which part of a head turns with the position, from its first element on.
+    partial_rotary_factor: float = 1.0
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> RopeParameters:
@@ -43,8 +48,11 @@ class RopeParameters:
             raise CheckpointError(
                 where, f"rope_type {rope_type!r} is not supported", f"supported: {', '.join(SUPPORTED_ROPE_TYPES)}"
             )
+        partial = scaling.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+        if not isinstance(partial, int | float) or not 0 < partial <= 1:
+            raise CheckpointError(where, f"partial_rotary_factor is {partial!r}, expected a part of 1")
         if rope_type == "default":
-            return cls(theta=theta)
+            return cls(theta=theta, partial_rotary_factor=float(partial))
         if not scaling.get("factor"):
             raise CheckpointError(where, f"rope_type {rope_type!r} needs a factor")
         original = scaling.get("original_max_position_embeddings") or raw.get("max_position_embeddings") or 0
@@ -59,13 +67,29 @@ class RopeParameters:
             truncate=bool(scaling.get("truncate", True)),
             mscale=scaling.get("mscale"),
             mscale_all_dim=scaling.get("mscale_all_dim"),
+            partial_rotary_factor=float(partial),
         )
+
+    @property
+    def score_scale(self) -> float:
+        """What latent attention multiplies its scores by in addition: DeepSeek's mscale, squared."""
+        if self.type == "default" or not self.mscale_all_dim:
+            return 1.0
+        return self.yarn_mscale(self.mscale_all_dim) ** 2
+
+    def yarn_mscale(self, multiplier: float) -> float:
+        """How much larger scores become as contexts do (arXiv 2309.00071, section 3.4), with DeepSeek's multiplier."""
+        return 1.0 if self.factor <= 1 else 0.1 * multiplier * math.log(self.factor) + 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the ``rope_parameters`` object of a transformers 5 config."""
-        if self.type == "default":
-            return {"rope_type": "default", "rope_theta": self.theta}
-        scaled = {"rope_type": self.type, "rope_theta": self.theta, "factor": self.factor}
+        written: dict[str, Any] = {"rope_type": self.type, "rope_theta": self.theta}
+        if self.type != "default":
+            written["factor"] = self.factor
         if self.type == "yarn":
-            scaled["original_max_position_embeddings"] = self.original_max_position
-        return scaled
+            written["original_max_position_embeddings"] = self.original_max_position
+        defaults = {item.name: item.default for item in fields(self)}
+        for name in (*_YARN_KEYS, "partial_rotary_factor"):
+            if getattr(self, name) != defaults[name]:
+                written[name] = getattr(self, name)
+        return written

@@ -78,7 +78,7 @@ def estimate_memory(config: ModelConfig, *, dtype: str, attention: int, experts:
     dense = 3 * config.hidden_size * config.intermediate_size * (config.num_layers - config.num_moe_layers)
     routers = config.num_moe_layers * config.num_experts * config.hidden_size
     expert = 3 * config.hidden_size * config.moe_intermediate_size * config.num_experts * config.num_moe_layers
-    kv_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
+    kv_token = config.kv_layout.bytes_per_token(size)
     kv_cache = min(MAX_DEFAULT_KV_CACHE_BYTES, _MAX_RUNNING * config.max_position_embeddings * kv_token)
     processes = attention * _BASE_BYTES["attention"] + experts * _BASE_BYTES["expert"]
     return MemoryEstimate(

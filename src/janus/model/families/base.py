@@ -23,7 +23,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """One attention layer with its two norms; biases are None where the family has none."""
+    """One layer of grouped-query attention with its two norms; what a family does not have is None.
+
+    ``q_norm`` and ``k_norm`` are as wide as a head, or as all heads where these are normed together.
+    """
 
     input_norm: TensorSpec
     post_attention_norm: TensorSpec
@@ -37,6 +40,31 @@ class AttentionSpec:
     k_bias: TensorSpec | None = None
     v_bias: TensorSpec | None = None
     o_bias: TensorSpec | None = None
+    #: [num_heads], logits without a value.
+    sinks: TensorSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttentionSpec:
+    """One layer of latent attention with its two norms. Either ``q``, or ``q_a``, ``q_a_norm`` and ``q_b``."""
+
+    input_norm: TensorSpec
+    post_attention_norm: TensorSpec
+    #: [num_heads * qk_head_dim, H].
+    q: TensorSpec | None
+    q_a: TensorSpec | None
+    q_a_bias: TensorSpec | None
+    q_a_norm: TensorSpec | None
+    #: [num_heads * qk_head_dim, q_lora_rank].
+    q_b: TensorSpec | None
+    #: [kv_lora_rank + qk_rope_head_dim, H].
+    kv_a: TensorSpec
+    kv_a_bias: TensorSpec | None
+    kv_a_norm: TensorSpec
+    #: [num_heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank].
+    kv_b: TensorSpec
+    o: TensorSpec
+    o_bias: TensorSpec | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +105,8 @@ class Family(Protocol):
     def model(self, config: ModelConfig) -> ModelSpec:
         """Return the tensors outside the layers."""
 
-    def attention(self, config: ModelConfig, layer: int) -> AttentionSpec:
-        """Return the attention tensors of ``layer``."""
+    def attention(self, config: ModelConfig, layer: int) -> AttentionSpec | LatentAttentionSpec:
+        """Return the attention tensors of ``layer``: latent ones where ``config.latent`` is set."""
 
     def dense_mlp(self, config: ModelConfig, layer: int) -> MlpSpec:
         """Return the MLP tensors of a layer without experts."""
