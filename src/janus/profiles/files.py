@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from janus.profiles.schema import VERSION, DeviceTable, FigureTable, LinkTable, 
 
 _SHIPPED = Path(__file__).with_name("shipped")
 _WHERE = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<key>.*)`)?$", re.DOTALL)
+T = TypeVar("T", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _HELP = "docs/planning.md has the format"
 #: What a key is when it is not given; that needs no source.
@@ -60,29 +61,29 @@ def parse(text: str, *, where: str) -> HardwareProfile:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(where, f"is no TOML: {error}", "correct the line that it names") from error
     _check_version(raw, where)
-    try:
-        table = msgspec.convert(raw, ProfileTable)
-    except msgspec.ValidationError as error:
-        raise _named(error, where) from error
+    table = _convert(raw, ProfileTable, where)
     reader = _Reader(where, published=table.kind == "published")
+    devices = {name: reader.device(name, device) for name, device in table.device.items()}
+    intra, inter = reader.link("intra", table.intra), reader.link("inter", table.inter)
+    peers = reader.link("peers", table.peers) if table.peers is not None else None
     try:
         return HardwareProfile(
             name=table.name,
             kind=table.kind,
             about=table.about,
-            devices={name: reader.device(name, device) for name, device in table.device.items()},
-            intra=reader.link("intra", table.intra),
-            inter=reader.link("inter", table.inter),
-            peers=reader.link("peers", table.peers) if table.peers is not None else None,
+            devices=devices,
+            intra=intra,
+            inter=inter,
+            peers=peers,
             devices_per_node=table.devices_per_node,
             links_per_node=table.links_per_node,
             figures=reader.figures,
             measured=table.measured,
         )
     except ConfigError as error:
-        if error.field.startswith(where):
-            raise
-        raise ConfigError(f"{where}: {error.field}", error.problem, error.remedy) from error
+        raise ConfigError(
+            f"{where}: {error.field.removeprefix(table.name + '.')}", error.problem, error.remedy
+        ) from error
 
 
 class _Reader:
@@ -93,11 +94,16 @@ class _Reader:
         self._published = published
         self.figures: dict[str, Figure] = {}
 
-    def device(self, name: str, table: DeviceTable) -> Device:
+    def device(self, name: str, raw: dict[str, Any]) -> Device:
         """Return the device of ``[device.name]``."""
-        given = msgspec.structs.asdict(table)
+        place = f"device.{name}"
+        given = msgspec.structs.asdict(_convert(raw, DeviceTable, self._where, place))
         cores = given.pop("shared_cores")
-        return Device(name=name, shared_cores=cores, **self._numbers(name, f"device.{name}", given))
+        numbers = self._numbers(name, place, given)
+        try:
+            return Device(name=name, shared_cores=cores, **numbers)
+        except ConfigError as error:
+            raise ConfigError(f"{self._where}: device.{error.field}", error.problem, error.remedy) from error
 
     def link(self, name: str, table: LinkTable) -> LinkCost:
         """Return the costs of ``[name]``."""
@@ -119,8 +125,11 @@ class _Reader:
                 )
             return _finite(where, number)
         low, high = number.low, number.high
-        if (low is None) != (high is None) or (low is not None and high is not None and low > high):
-            raise ConfigError(where, f"the interval is {low} to {high}", "give both low and high, or none of them")
+        if (low is None) != (high is None):
+            raise ConfigError(where, "has half an interval", "give both low and high, or none of them")
+        if low is not None and high is not None and not low <= number.value <= high:
+            problem = f"{number.value:g} is not in its interval, {low:g} to {high:g}"
+            raise ConfigError(where, problem, "give low <= value <= high")
         if low is None and not number.source:
             raise ConfigError(where, "has neither an interval nor a source", 'add source = "..."')
         if self._published and low is not None:
@@ -146,18 +155,25 @@ def _check_version(raw: dict[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: janus-profile", f"is {version!r}", remedy)
 
 
-def _named(error: msgspec.ValidationError, where: str) -> ConfigError:
+def _convert(raw: dict[str, Any], kind: type[T], where: str, place: str = "") -> T:
+    """Return ``raw`` as ``kind``; ``place`` is the table that it is, for errors."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise _named(error, kind, where, place) from error
+
+
+def _named(error: msgspec.ValidationError, kind: type[msgspec.Struct], where: str, place: str) -> ConfigError:
     match = _WHERE.match(str(error))
     assert match is not None  # both groups may be empty
     key, problem = match["key"] or "", match["problem"]
     unknown = _UNKNOWN.match(problem)
+    path = ".".join(filter(None, (place, key, unknown[1] if unknown else "")))
     if unknown is None:
-        return ConfigError(f"{where}: {key}" if key else where, problem[:1].lower() + problem[1:], _HELP)
-    tables: dict[str, type[msgspec.Struct]] = {"": ProfileTable, "device": DeviceTable}
-    first, last = key.partition(".")[0], key.rpartition(".")[2]
-    deeper = FigureTable if last in {field.name for field in dataclasses.fields(Device)} else LinkTable
-    struct = tables.get(first, deeper) if deeper is LinkTable else deeper
-    names = [field.encode_name for field in msgspec.structs.fields(struct)]
+        return ConfigError(f"{where}: {path}" if path else where, problem[:1].lower() + problem[1:], _HELP)
+    # Below the table itself there are links, in the whole file, and figures.
+    table = kind if not key else LinkTable if key in ("intra", "inter", "peers") else FigureTable
+    names = [field.encode_name for field in msgspec.structs.fields(table)]
     near = difflib.get_close_matches(unknown[1], names, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"keys here are {', '.join(names)}"
-    return ConfigError(f"{where}: {'.'.join(filter(None, (key, unknown[1])))}", "is no key of a profile", remedy)
+    return ConfigError(f"{where}: {path}", "is no key of a profile", remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -61,7 +61,8 @@ class ProfileTable(_Table, frozen=True, kw_only=True, rename={"version": "janus-
     about: str = ""
     devices_per_node: int = 8
     links_per_node: int = 1
-    device: dict[str, DeviceTable]
+    #: Each a ``DeviceTable``; converted one by one, so that an error can name the device.
+    device: dict[str, dict[str, Any]]
     intra: LinkTable
     inter: LinkTable
     peers: LinkTable | None = None
