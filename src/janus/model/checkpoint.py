@@ -13,7 +13,8 @@ from janus.errors import CheckpointError
 from janus.model.config import ModelConfig, read_json
 from janus.model.families import family_named
 from janus.model.families.base import Family, MlpSpec, TensorSpec
-from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile
+from janus.model.fp8 import FP8_DTYPE, dequantise, scale_name, scale_shape
+from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorEntry
 
 if TYPE_CHECKING:
     import torch
@@ -92,25 +93,42 @@ class Checkpoint:
         tensor = file.read(name, index)
         with self._lock:
             self.bytes_read += tensor.nbytes
-        return tensor
+        if file.tensors[name].dtype != FP8_DTYPE:
+            return tensor
+        assert self.config.fp8_block is not None  # checked when opened
+        return dequantise(tensor, self._read(scale_name(name), index), self.config.fp8_block)
 
     def _check(self) -> None:
         for spec in _expected(self._family, self.config, self):
-            file = self._where.get(spec.name)
-            if file is None:
-                raise CheckpointError(str(self.path), f"tensor {spec.name} is missing")
-            entry = file.tensors[spec.name]
-            if entry.shape != spec.shape:
+            entry = self._check_tensor(spec)
+            if entry.dtype != FP8_DTYPE:
+                continue
+            block = self.config.fp8_block
+            if block is None or len(spec.shape) < 2:
                 raise CheckpointError(
-                    f"{file.path}: {spec.name}",
-                    f"has shape {list(entry.shape)}, the config asks for {list(spec.shape)}",
+                    f"{self._where[spec.name].path}: {spec.name}",
+                    "is in FP8, and config.json does not say how it is scaled",
+                    "FP8 is supported for matrices, with quantization_config.weight_block_size",
                 )
-            if entry.dtype not in READABLE_DTYPES:
-                raise CheckpointError(
-                    f"{file.path}: {spec.name}",
-                    f"has dtype {entry.dtype}, which is not supported",
-                    f"supported: {', '.join(READABLE_DTYPES)}",
-                )
+            self._check_tensor(TensorSpec(scale_name(spec.name), scale_shape(spec.shape, block)))
+
+    def _check_tensor(self, spec: TensorSpec) -> TensorEntry:
+        file = self._where.get(spec.name)
+        if file is None:
+            raise CheckpointError(str(self.path), f"tensor {spec.name} is missing")
+        entry = file.tensors[spec.name]
+        if entry.shape != spec.shape:
+            raise CheckpointError(
+                f"{file.path}: {spec.name}",
+                f"has shape {list(entry.shape)}, the config asks for {list(spec.shape)}",
+            )
+        if entry.dtype not in READABLE_DTYPES:
+            raise CheckpointError(
+                f"{file.path}: {spec.name}",
+                f"has dtype {entry.dtype}, which is not supported",
+                f"supported: {', '.join(READABLE_DTYPES)}",
+            )
+        return entry
 
 
 def _expected(family: Family, config: ModelConfig, present: Checkpoint) -> Iterator[TensorSpec]:

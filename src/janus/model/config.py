@@ -50,6 +50,8 @@ class ModelConfig:
     attention_sinks: bool = False
     #: Queries, keys and values are clamped to [-qkv_clip, qkv_clip].
     qkv_clip: float | None = None
+    #: Rows and columns that share a scale, in a checkpoint with FP8 weights.
+    fp8_block: tuple[int, int] | None = None
     #: The dtype that the checkpoint says it was saved in.
     torch_dtype: str = "bfloat16"
     #: Sampling defaults of ``generation_config.json``; a client's request overrides them.

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100 << 20
 
 #: Stored dtype -> its name in torch, and bytes per element.
-READABLE_DTYPES = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+READABLE_DTYPES = {
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
