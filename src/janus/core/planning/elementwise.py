@@ -18,3 +18,10 @@ def larger(a: Any, b: Any) -> Any:
 def smaller(a: Any, b: Any) -> Any:
     """Return the smaller of both, elementwise if one is an array."""
     return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+
+
+def choose(condition: Any, yes: Any, no: Any) -> Any:
+    """Return ``yes`` where ``condition`` holds, else ``no``; elementwise if the condition is an array."""
+    if isinstance(condition, np.ndarray):
+        return np.where(condition, yes, no)
+    return yes if condition else no
