@@ -11,6 +11,7 @@ from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
 from janus.model.gate import Gates, make_gates
+from janus.model.weights import RouterWeights
 
 
 class NoCheckpoint:
@@ -88,4 +89,4 @@ def random_gates(config: ModelConfig, dtype: torch.dtype) -> Gates:
     """Return gates for every layer of ``config``, the same on every instance."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(config.num_experts, config.hidden_size, generator=generator).to(dtype)
-    return make_gates(config, dtype, torch.device("cpu"), dict.fromkeys(config.moe_layers, weight))
+    return make_gates(config, dtype, torch.device("cpu"), dict.fromkeys(config.moe_layers, RouterWeights(weight)))

@@ -1,4 +1,4 @@
-// RMS norm of one row: x / sqrt(mean(x^2) + eps) * weight, in f32.
+// Over one row, in f32 and always in the same order: RMS norm, x / sqrt(mean(x^2) + eps) * weight, and dot product.
 #pragma once
 
 #include "vec.h"
@@ -16,6 +16,16 @@ inline float inverse_rms(const X* x, long n, float eps) {
   float total = sum16(sum);
   for (; i < n; ++i) total += to_float(x[i]) * to_float(x[i]);
   return 1.0f / std::sqrt(total / float(n) + eps);
+}
+
+template <typename X>
+inline float dot(const X* x, const float* y, long n) {
+  f32x16 sum = {};
+  long i = 0;
+  for (; i + 16 <= n; i += 16) sum += load16(x + i) * load16(y + i);
+  float total = sum16(sum);
+  for (; i < n; ++i) total += to_float(x[i]) * y[i];
+  return total;
 }
 
 template <typename X, typename Y>

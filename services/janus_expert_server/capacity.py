@@ -13,7 +13,7 @@ _CPU_SHARE, _GPU_SHARE = 0.5, 0.8
 
 def replica_capacity(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Return the replicas per MoE layer that free memory holds now; 1 at least, and every expert once at most."""
-    per_slot = 3 * config.hidden_size * config.moe_intermediate_size * dtype.itemsize * config.num_moe_layers
+    per_slot = config.expert_parameters * dtype.itemsize * config.num_moe_layers
     if device.type == "cuda":
         room = _GPU_SHARE * torch.cuda.mem_get_info(device)[0]
     else:

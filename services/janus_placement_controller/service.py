@@ -86,8 +86,8 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
             options,
             shape=shape,
             fingerprint=fingerprint,
-            # Gate, up and down projection, as most checkpoints have them: 2 bytes each.
-            bytes_per_expert=3 * config.hidden_size * config.moe_intermediate_size * 2,
+            # As most checkpoints have them: 2 bytes each.
+            bytes_per_expert=config.expert_parameters * 2,
             registry=registry,
             statistics=statistics,
         ).run()

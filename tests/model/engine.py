@@ -83,6 +83,8 @@ class Engine:
             h, x = self.model.attention(layer, h, batch, self.kv)
             if layer in self.config.moe_index:
                 weights, ids = self.model.route(layer, x)
+                if self.model.has_shared_expert:
+                    h = h + self.model.shared_expert(layer, x)
                 h = h + self.bank.forward(self.config.moe_index[layer], x, ids, weights)
             else:
                 h = h + self.model.dense_mlp(layer, x)

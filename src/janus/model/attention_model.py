@@ -28,6 +28,8 @@ class AttentionModel:
             h, x = model.attention(layer, h, batch, kv)
             if layer in config.moe_index:
                 weights_TK, ids_TK = model.route(layer, x)
+                if model.has_shared_expert:
+                    h = h + model.shared_expert(layer, x)
                 h = h + experts(config.moe_index[layer], x, ids_TK, weights_TK)
             else:
                 h = h + model.dense_mlp(layer, x)
@@ -99,12 +101,21 @@ class AttentionModel:
         return self._attention.attention(layer, h, batch, kv)
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gate of MoE layer ``layer`` (absolute index): softmax over all experts, then the top K.
+        """Gate of MoE layer ``layer`` (absolute index); see ``Gates.route``.
 
         Returns:
-            weights f32 [T, K] (descending; summing to 1 with ``norm_topk_prob``) and expert ids int32 [T, K].
+            weights f32 [T, K] and expert ids int32 [T, K], the best choice first.
         """
         return self._math.route(layer, x)
+
+    @property
+    def has_shared_expert(self) -> bool:
+        """Whether MoE layers have a shared expert, which every row goes through beside those that it chooses."""
+        return self.config.shared_intermediate_size > 0
+
+    def shared_expert(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """Run the shared expert of MoE layer ``layer`` (absolute index), [T, H] in and out."""
+        return self._math.shared_expert(layer, x)
 
     def dense_mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Run the MLP of a layer without experts, [T, H] in and out."""

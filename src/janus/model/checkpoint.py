@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from janus.errors import CheckpointError
 from janus.model.config import ModelConfig, read_json
 from janus.model.families import family_named
-from janus.model.families.base import Family, MlpSpec, TensorSpec
+from janus.model.families.base import Family, TensorSpec, attention_tensors, expert_tensors, tensors_in
 from janus.model.fp8 import FP8_DTYPE, dequantise, scale_name, scale_shape
 from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorEntry
 
@@ -132,26 +131,10 @@ class Checkpoint:
 
 
 def _expected(family: Family, config: ModelConfig, present: Checkpoint) -> Iterator[TensorSpec]:
-    model = family.model(config)
-    yield from (spec for spec in (model.embedding, model.final_norm, model.lm_head) if spec is not None)
+    yield from tensors_in(family.model(config))
     for layer in range(config.num_layers):
-        attention = family.attention(config, layer)
-        values = (getattr(attention, item.name) for item in fields(attention))
-        yield from (value for value in values if value is not None)
-        if layer not in config.moe_index:
-            yield from _mlp_tensors(family.dense_mlp(config, layer))
-            continue
-        yield family.router(config, layer)
-        fused = family.fused_experts(config, layer)
-        if fused is not None and fused.gate_up.name in present:
-            yield from (fused.gate_up, fused.down)
-            continue
-        for expert in range(config.num_experts):
-            yield from _mlp_tensors(family.expert(config, layer, expert))
-
-
-def _mlp_tensors(spec: MlpSpec) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
-    return spec.gate, spec.up, spec.down
+        yield from attention_tensors(family, config, layer)
+        yield from expert_tensors(family, config, layer, present)
 
 
 def _shard_names(directory: Path) -> list[str]:

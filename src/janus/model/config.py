@@ -7,11 +7,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from janus.errors import CheckpointError
 from janus.model.attention.shape import KVLayout, LatentShape
 from janus.model.rope_parameters import RopeParameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateConfig:
+    """How a row's experts are chosen, and what their outputs are multiplied by; ``model/gate.py`` does it."""
+
+    #: What makes scores of the router's logits.
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    #: Divide the weights of the chosen experts by their sum.
+    normalise: bool = True
+    #: Factor on the weights.
+    scaling: float = 1.0
+    #: Experts are numbered through ``groups`` groups of one size, and chosen in the ``top_groups`` best groups alone.
+    groups: int = 1
+    top_groups: int = 1
+    #: Of how many of its best experts the scores are added up to rank a group: 1 (DeepSeek-V2) or 2 (DeepSeek-V3).
+    group_best: Literal[1, 2] = 1
+    #: The checkpoint has a bias on the logits; or one on the scores, which counts for the choice and not the weights.
+    logit_bias: bool = False
+    correction_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClampedSwiglu:
+    """``(clip(up, -limit, limit) + 1) * g * sigmoid(alpha * g)`` with ``g = min(gate, limit)``, as gpt-oss has it."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +60,25 @@ class ModelConfig:
     tie_word_embeddings: bool
     num_experts: int
     top_k: int
-    norm_topk_prob: bool
+    gate: GateConfig
     #: Width of one expert's hidden layer.
     moe_intermediate_size: int
     #: Width of the MLP of a layer without experts.
     intermediate_size: int
     #: ``moe_layers[i]`` is the index, among all layers, of the i-th MoE layer.
     moe_layers: tuple[int, ...]
+    #: Width of the expert of a MoE layer that every row goes through, on the attention side; 0 where there is none.
+    shared_intermediate_size: int = 0
+    #: Whether the shared expert's output is multiplied by the sigmoid of a product of its input.
+    shared_expert_gate: bool = False
+    #: Whether the experts' two products have biases.
+    expert_bias: bool = False
+    #: What is between an expert's two products; None is ``silu(gate) * up``.
+    swiglu: ClampedSwiglu | None = None
+    #: Whether queries and keys are normed.
+    qk_norm: bool = False
     #: Ids that end a generation, from ``generation_config.json`` and ``config.json``.
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     #: Latent attention; None is grouped-query attention.
     latent: LatentShape | None = None
@@ -61,6 +99,12 @@ class ModelConfig:
     def num_moe_layers(self) -> int:
         """How many layers have experts."""
         return len(self.moe_layers)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Elements of the weights (and biases) of one expert."""
+        biases = 2 * self.moe_intermediate_size + self.hidden_size if self.expert_bias else 0
+        return 3 * self.hidden_size * self.moe_intermediate_size + biases
 
     @cached_property
     def dense_layers(self) -> tuple[int, ...]:

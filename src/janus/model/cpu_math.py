@@ -28,6 +28,13 @@ class CpuMath:
         routers = {layer: reader.router(layer) for layer in config.moe_layers}
         self._gates = CpuGates(library, config, reader.dtype, routers, self._arena)
         self._dense = {layer: self._dense_mlp(reader.dense_mlp(layer)) for layer in config.dense_layers}
+        shared = {layer: reader.shared_expert(layer) for layer in config.moe_layers}
+        #: Packed weights, and the gate or a null pointer.
+        self._shared = {
+            layer: (self._dense_mlp(weights.mlp), None if weights.gate is None else self._f32(weights.gate))
+            for layer, weights in shared.items()
+            if weights is not None
+        }
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate weights and expert ids."""
@@ -35,16 +42,17 @@ class CpuMath:
 
     def dense_mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Gated MLP."""
-        config, x = self._config, self._input(x)
+        return self._mlp(x, self._config.intermediate_size, self._dense[layer], None)
+
+    def shared_expert(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """Gated MLP, times the sigmoid of its own gate where it has one."""
+        return self._mlp(x, self._config.shared_intermediate_size, *self._shared[layer])
+
+    def _mlp(self, x: torch.Tensor, width: int, packed: int, gate: int | None) -> torch.Tensor:
+        x = self._input(x)
         out = torch.empty_like(x)
         self._library.dense_mlp(
-            self._dtype,
-            len(x),
-            config.hidden_size,
-            config.intermediate_size,
-            x.data_ptr(),
-            self._dense[layer],
-            out.data_ptr(),
+            self._dtype, len(x), self._config.hidden_size, width, x.data_ptr(), packed, gate, out.data_ptr()
         )
         return out
 
@@ -83,7 +91,7 @@ class CpuMath:
         return self._keep(tensor.float().contiguous())
 
     def _dense_mlp(self, weights: DenseMlpWeights) -> int:
-        hidden, width = self._config.hidden_size, self._config.intermediate_size
+        hidden, width = self._config.hidden_size, weights.down.shape[1]
         packed = self._arena.take(self._library.expert_bytes(self._dtype, hidden, width))
         self._library.pack_expert(
             self._dtype, hidden, width, weights.gate_up.data_ptr(), weights.down.data_ptr(), packed.data_ptr()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from janus.model.config import ModelConfig
+from janus.model.config import GateConfig, ModelConfig
 from janus.model.families import family_named
-from janus.model.families.base import TensorSpec
+from janus.model.families.base import TensorSpec, attention_tensors, expert_tensors, tensors_in
 from janus.model.rope_parameters import RopeParameters
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -55,7 +54,8 @@ def random_config(
         tie_word_embeddings=tie_word_embeddings,
         num_experts=num_experts,
         top_k=top_k,
-        norm_topk_prob=norm_topk_prob,
+        gate=GateConfig(normalise=norm_topk_prob),
+        qk_norm=True,
         moe_intermediate_size=moe_intermediate_size,
         intermediate_size=intermediate_size,
         moe_layers=tuple(range(num_layers)) if moe_layers is None else moe_layers,
@@ -121,28 +121,20 @@ def write_random_model(
 
 def _tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     family = family_named(config.family)
-    model = family.model(config)
-    yield from (spec for spec in (model.embedding, model.final_norm, model.lm_head) if spec is not None)
+    yield from tensors_in(family.model(config))
     for layer in range(config.num_layers):
-        attention = family.attention(config, layer)
-        values = (getattr(attention, item.name) for item in fields(attention))
-        yield from (value for value in values if value is not None)
-        if layer in config.moe_index:
-            yield family.router(config, layer)
-            mlps = [family.expert(config, layer, expert) for expert in range(config.num_experts)]
-        else:
-            mlps = [family.dense_mlp(config, layer)]
-        for mlp in mlps:
-            yield from (mlp.gate, mlp.up, mlp.down)
+        yield from attention_tensors(family, config, layer)
+        yield from expert_tensors(family, config, layer)
 
 
 def _write(path: Path, specs: list[TensorSpec], dtype: torch.dtype, std: float, generator: torch.Generator) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for spec in specs:
-        nbytes = torch.Size(spec.shape).numel() * dtype.itemsize
+    dtypes = [torch.float32 if spec.full_precision else dtype for spec in specs]
+    for spec, stored in zip(specs, dtypes, strict=True):
+        nbytes = torch.Size(spec.shape).numel() * stored.itemsize
         header[spec.name] = {
-            "dtype": _DTYPE_NAMES[dtype],
+            "dtype": _DTYPE_NAMES[stored],
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + nbytes],
         }
@@ -151,11 +143,11 @@ def _write(path: Path, specs: list[TensorSpec], dtype: torch.dtype, std: float, 
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for spec in specs:
+        for spec, stored in zip(specs, dtypes, strict=True):
             values = torch.randn(spec.shape, generator=generator) * std
             if spec.name.endswith("norm.weight"):
                 values += 1.0
-            file.write(values.to(dtype).view(torch.uint8).numpy().tobytes())
+            file.write(values.to(stored).view(torch.uint8).numpy().tobytes())
 
 
 def _write_tokenizer(directory: Path, config: ModelConfig) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from janus.model.batch import StepBatch
 from janus.model.gate import TorchGates
-from janus.model.weights import WeightReader
+from janus.model.weights import DenseMlpWeights, WeightReader
 
 
 class TorchMath:
@@ -21,6 +21,8 @@ class TorchMath:
         self._lm_head = embedding if lm_head is None else lm_head
         self._gates = TorchGates(config, {layer: reader.router(layer) for layer in config.moe_layers})
         self._dense = {layer: reader.dense_mlp(layer) for layer in config.dense_layers}
+        shared = {layer: reader.shared_expert(layer) for layer in config.moe_layers}
+        self._shared = {layer: weights for layer, weights in shared.items() if weights is not None}
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate weights and expert ids."""
@@ -28,9 +30,15 @@ class TorchMath:
 
     def dense_mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """Gated MLP."""
-        weights = self._dense[layer]
-        gate, up = F.linear(x, weights.gate_up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, weights.down)
+        return _gated_mlp(x, self._dense[layer])
+
+    def shared_expert(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """Gated MLP, times the sigmoid of its own gate where it has one."""
+        weights = self._shared[layer]
+        y = _gated_mlp(x, weights.mlp)
+        if weights.gate is None:
+            return y
+        return (torch.sigmoid(x.float() @ weights.gate)[:, None] * y).to(x.dtype)
 
     def logits(self, h: torch.Tensor, batch: StepBatch) -> torch.Tensor:
         """f32 logits of the sampled rows."""
@@ -39,3 +47,8 @@ class TorchMath:
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
+
+
+def _gated_mlp(x: torch.Tensor, weights: DenseMlpWeights) -> torch.Tensor:
+    gate, up = F.linear(x, weights.gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, weights.down)

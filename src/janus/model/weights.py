@@ -9,7 +9,7 @@ import torch
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.families import family_named
-from janus.model.families.base import AttentionSpec, LatentAttentionSpec, TensorSpec
+from janus.model.families.base import AttentionSpec, LatentAttentionSpec, MlpSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,27 @@ class LatentWeights:
 
 @dataclass(frozen=True, slots=True)
 class DenseMlpWeights:
-    """The MLP of a layer without experts: gate_up [2 * I, H] (gate rows first), down [H, I]."""
+    """The MLP of a layer without experts, or a shared expert: gate_up [2 * I, H] (gate rows first), down [H, I]."""
 
     gate_up: torch.Tensor
     down: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExpertWeights:
+    """An expert that every row goes through; ``gate`` f32 [H] scales its output by ``sigmoid(gate @ x)``."""
+
+    mlp: DenseMlpWeights
+    gate: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterWeights:
+    """The gate of a MoE layer: weight [E, H] in the serving dtype, biases f32 [E]; see ``RouterSpec``."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    correction: torch.Tensor | None = None
 
 
 class WeightReader:
@@ -83,9 +100,10 @@ class WeightReader:
         """[vocab, H], or None where the embedding is used."""
         return self._optional(self._model.lm_head)
 
-    def router(self, layer: int) -> torch.Tensor:
-        """[E, H]."""
-        return self._read(self._family.router(self.config, layer))
+    def router(self, layer: int) -> RouterWeights:
+        """The gate of MoE layer ``layer``."""
+        spec = self._family.router(self.config, layer)
+        return RouterWeights(self._read(spec.weight), self._f32(spec.bias), self._f32(spec.correction))
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """Names and shapes of the attention of ``layer``, in a model of grouped-query attention."""
@@ -159,11 +177,24 @@ class WeightReader:
 
     def dense_mlp(self, layer: int) -> DenseMlpWeights:
         """The MLP of a layer without experts."""
-        spec = self._family.dense_mlp(self.config, layer)
+        return self._mlp(self._family.dense_mlp(self.config, layer))
+
+    def shared_expert(self, layer: int) -> SharedExpertWeights | None:
+        """The shared expert of MoE layer ``layer``, where the model has one."""
+        if not self.config.shared_intermediate_size:
+            return None
+        spec = self._family.shared_expert(self.config, layer)
+        gate = self._f32(spec.gate)
+        return SharedExpertWeights(self._mlp(spec.mlp), None if gate is None else gate[0])
+
+    def _mlp(self, spec: MlpSpec) -> DenseMlpWeights:
         return DenseMlpWeights(torch.cat((self._read(spec.gate), self._read(spec.up))), self._read(spec.down))
 
     def _read(self, spec: TensorSpec) -> torch.Tensor:
         return self._checkpoint.read(spec.name, self.dtype, self.device)
+
+    def _f32(self, spec: TensorSpec | None) -> torch.Tensor | None:
+        return None if spec is None else self._checkpoint.read(spec.name, torch.float32, self.device)
 
     def _optional(self, spec: TensorSpec | None) -> torch.Tensor | None:
         return None if spec is None else self._read(spec)

@@ -227,6 +227,7 @@ class AttentionEngine:
 
     async def _forward(self, plan: StepPlan, watch: Stopwatch) -> torch.Tensor:
         model, exchange, turns = self._model, self._exchange, self._turns
+        shared = model.has_shared_expert
         batch = StepBatch(
             token_ids=plan.token_ids,
             positions=plan.positions,
@@ -255,7 +256,12 @@ class AttentionEngine:
                 sampled.add(model.route(layer, sampled.of(x_TH))[1] if ids_TK is None else ids_TK)
             watch.lap("gate_ns")
             receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
-            turns.pause(watch.lap("dispatch_ns"))
+            now_ns = watch.lap("dispatch_ns")
+            if shared:
+                # While the dispatch is on its way and the experts compute.
+                h_TH = h_TH + model.shared_expert(layer, x_TH)
+                now_ns = watch.lap("shared_ns")
+            turns.pause(now_ns)
             try:
                 h_TH = await exchange.combine(receipt, h_TH)
             finally:

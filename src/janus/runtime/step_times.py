@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 class StepTimes:
     """Sums since the start, in nanoseconds. ``dispatch`` + ``combine`` = what the exchange took, waiting included.
 
+    ``shared`` lies between the two: shared experts compute while a dispatch is away.
+
     With several micro-batches in flight the waiting of one includes the computing of the others.
     """
 
@@ -20,6 +22,7 @@ class StepTimes:
     attention_ns: int = 0
     gate_ns: int = 0
     dispatch_ns: int = 0
+    shared_ns: int = 0
     combine_ns: int = 0
     dense_ns: int = 0
     logits_ns: int = 0

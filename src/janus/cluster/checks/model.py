@@ -77,12 +77,13 @@ def estimate_memory(config: ModelConfig, *, dtype: str, attention: int, experts:
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     dense = 3 * config.hidden_size * config.intermediate_size * (config.num_layers - config.num_moe_layers)
     routers = config.num_moe_layers * config.num_experts * config.hidden_size
-    expert = 3 * config.hidden_size * config.moe_intermediate_size * config.num_experts * config.num_moe_layers
+    shared = 3 * config.hidden_size * config.shared_intermediate_size * config.num_moe_layers
+    expert = config.expert_parameters * config.num_experts * config.num_moe_layers
     kv_token = config.kv_layout.bytes_per_token(size)
     kv_cache = min(MAX_DEFAULT_KV_CACHE_BYTES, _MAX_RUNNING * config.max_position_embeddings * kv_token)
     processes = attention * _BASE_BYTES["attention"] + experts * _BASE_BYTES["expert"]
     return MemoryEstimate(
-        attention_weights=attention * size * (config.num_layers * per_layer + embeddings + dense + routers),
+        attention_weights=attention * size * (config.num_layers * per_layer + embeddings + dense + routers + shared),
         expert_weights=size * expert,
         kv_cache=attention * kv_cache,
         processes=processes + _BASE_BYTES["gateway"] + _BASE_BYTES["controller"],

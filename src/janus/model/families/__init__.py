@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from janus.errors import CheckpointError
-from janus.model.families import qwen3_moe
 from janus.model.families.base import Family
+from janus.model.families.decoder import DecoderFamily
+from janus.model.families.qwen3_moe import Qwen3MoeFamily
 
-FAMILIES: Mapping[str, Family] = {qwen3_moe.MODEL_TYPE: qwen3_moe.Qwen3MoeFamily()}
+_ADAPTERS: tuple[DecoderFamily, ...] = (Qwen3MoeFamily(),)
+
+#: By the ``model_type`` of ``config.json``.
+FAMILIES: Mapping[str, Family] = {adapter.model_type: adapter for adapter in _ADAPTERS}
 
 
 def family_of(raw: Mapping[str, Any], where: str) -> Family:

@@ -1,13 +1,13 @@
 """What a model family tells the rest: how to parse its config, and where its tensors are.
 
-The shared blocks (attention with optional query/key norms, dense MLP, routed experts) ask for tensors by role; a family
-answers with names and shapes. Every shape is that of the stored tensor, [out_features, in_features] for a matrix.
+The shared blocks (attention, gates, dense MLP, shared and routed experts) ask for tensors by role; a family answers
+with names and shapes. Every shape is that of the stored tensor, [out_features, in_features] for a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from janus.model.config import ModelConfig
@@ -19,6 +19,8 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
+    #: Stored and used in f32, whatever the dtype of the rest.
+    full_precision: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,28 @@ class LatentAttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class MlpSpec:
-    """A gated MLP: ``down(silu(gate(x)) * up(x))``. One expert, or the MLP of a dense layer."""
+    """A gated MLP: ``down(silu(gate(x)) * up(x))``. One expert, a shared expert, or the MLP of a dense layer."""
 
     gate: TensorSpec
     up: TensorSpec
     down: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExpertSpec:
+    """The expert that every row goes through; ``gate`` [1, H] scales its output by ``sigmoid(gate(x))``."""
+
+    mlp: MlpSpec
+    gate: TensorSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """The gate of a MoE layer: logits ``weight @ x + bias``; ``correction`` is added to scores to choose by them."""
+
+    weight: TensorSpec  # [E, H]
+    bias: TensorSpec | None = None  # [E]
+    correction: TensorSpec | None = None  # [E]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +130,48 @@ class Family(Protocol):
     def dense_mlp(self, config: ModelConfig, layer: int) -> MlpSpec:
         """Return the MLP tensors of a layer without experts."""
 
-    def router(self, config: ModelConfig, layer: int) -> TensorSpec:
-        """Return the gate of a MoE layer, [E, H]."""
+    def shared_expert(self, config: ModelConfig, layer: int) -> SharedExpertSpec:
+        """Return the shared expert of a MoE layer, where ``config.shared_intermediate_size`` says that there is one."""
+
+    def router(self, config: ModelConfig, layer: int) -> RouterSpec:
+        """Return the gate of a MoE layer."""
 
     def expert(self, config: ModelConfig, layer: int, expert: int) -> MlpSpec:
         """Return the tensors of one expert, stored one by one."""
 
     def fused_experts(self, config: ModelConfig, layer: int) -> FusedExpertsSpec | None:
         """Return the stacked form of a layer's experts, if the family has one."""
+
+
+def tensors_in(spec: object) -> Iterator[TensorSpec]:
+    """Yield every tensor of ``spec`` (one of the dataclasses above, or None), in the order of its fields."""
+    if isinstance(spec, TensorSpec):
+        yield spec
+    elif spec is not None:
+        for item in fields(spec):  # type: ignore[arg-type]
+            yield from tensors_in(getattr(spec, item.name))
+
+
+def attention_tensors(family: Family, config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
+    """Yield the tensors of ``layer`` that attention instances hold: all but the routed experts."""
+    yield from tensors_in(family.attention(config, layer))
+    if layer not in config.moe_index:
+        yield from tensors_in(family.dense_mlp(config, layer))
+        return
+    yield from tensors_in(family.router(config, layer))
+    if config.shared_intermediate_size:
+        yield from tensors_in(family.shared_expert(config, layer))
+
+
+def expert_tensors(
+    family: Family, config: ModelConfig, layer: int, stored: Container[str] = frozenset()
+) -> Iterator[TensorSpec]:
+    """Yield the tensors of a layer's experts: fused where ``stored`` has them so, else one by one."""
+    if layer not in config.moe_index:
+        return
+    fused = family.fused_experts(config, layer)
+    if fused is not None and fused.gate_up.name in stored:
+        yield from tensors_in(fused)
+        return
+    for expert in range(config.num_experts):
+        yield from tensors_in(family.expert(config, layer, expert))

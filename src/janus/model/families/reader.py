@@ -9,14 +9,16 @@ from janus.errors import CheckpointError
 
 
 class ConfigReader:
-    """``keys`` are spellings of one setting, the first that is there (and not null) wins.
+    """``keys`` are spellings of one setting, the first that is there (and not null) wins, in ``defaults`` then.
 
     Every method raises CheckpointError if the setting is missing and has no default, or is of the wrong type or range.
     """
 
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+    def __init__(self, raw: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
+        """``defaults`` are a family's own; those of a single call come after them."""
         self.raw = raw
         self.where = where
+        self._defaults = defaults or {}
 
     def integer(self, *keys: str, default: int | None = None, minimum: int = 1) -> int:
         """Return an integer of at least ``minimum``."""
@@ -41,7 +43,7 @@ class ConfigReader:
 
     def integers(self, key: str) -> tuple[int, ...]:
         """Return a list of non-negative integers, or a single one; empty if the key is missing or null."""
-        value = self.raw.get(key)
+        value = self.raw.get(key, self._defaults.get(key))
         listed = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in listed):
             raise CheckpointError(self.where, f"{key} is {value!r}, expected a list of integers")
@@ -54,10 +56,11 @@ class ConfigReader:
         )
 
     def _find(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
-        for key in keys:
-            value = self.raw.get(key)
-            if value is not None:
-                return key, value
+        for settings in (self.raw, self._defaults):
+            for key in keys:
+                value = settings.get(key)
+                if value is not None:
+                    return key, value
         if default is None:
             raise CheckpointError(self.where, f"{' / '.join(keys)} is missing")
         return keys[0], default

@@ -74,6 +74,23 @@ class AttentionStep(ctypes.Structure):
     )
 
 
+class GateShape(ctypes.Structure):
+    """``janus::GateShape``."""
+
+    _fields_ = (
+        ("dtype", c_int64),
+        ("hidden", c_int64),
+        ("experts", c_int64),
+        ("k", c_int64),
+        ("sigmoid", c_int64),
+        ("normalise", c_int64),
+        ("groups", c_int64),
+        ("top_groups", c_int64),
+        ("group_best", c_int64),
+        ("scaling", c_double),
+    )
+
+
 #: ``janus::Draw``.
 DRAW_DTYPE = np.dtype(
     [("temperature", "f8"), ("top_p", "f8"), ("min_p", "f8"), ("uniform", "f8"), ("top_k", "i8")], align=True
@@ -97,8 +114,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_attention": (None, (c_void_p,) * 6),
-    "janus_route": (None, (c_int64,) * 6 + (c_void_p,) * 4),
-    "janus_dense_mlp": (None, (c_int64,) * 4 + (c_void_p,) * 3),
+    "janus_route": (None, (c_void_p, c_int64) + (c_void_p,) * 6),
+    "janus_dense_mlp": (None, (c_int64,) * 4 + (c_void_p,) * 4),
     "janus_argmax": (None, (c_int64,) * 2 + (c_void_p,) * 2),
     "janus_draw": (None, (c_int64,) * 2 + (c_void_p,) * 4),
     "janus_head": (None, (c_int64,) * 4 + (c_double,) + (c_void_p,) * 5),
