@@ -43,10 +43,10 @@ class Nodes:
 
 
 class _NodeLauncher(LocalLauncher):
-    """Starts an instance in the network namespace of its node."""
+    """Starts an instance in the network namespace of its node, which it must be started in, not forked."""
 
     def __init__(self, bed: Testbed, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(**{**arguments, "preload": None})
         self._bed = bed
 
     def _command(self, spec: InstanceSpec) -> list[str]:

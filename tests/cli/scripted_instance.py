@@ -31,7 +31,7 @@ def main() -> None:
             line["http_port"] = int(options["--http-port"])
             if "SCRIPTED_UNREADY" not in os.environ:
                 line["ops_port"] = serve_ready(0)
-        print("a stray line on stdout", flush=True)
+        print("a stray line on stdout, threads:", os.environ["OMP_NUM_THREADS"], flush=True)
         print(json.dumps(line), flush=True)
     if name.startswith("stubborn"):
         signal.sigwait({signal.SIGUSR1})

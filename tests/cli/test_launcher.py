@@ -18,11 +18,24 @@ from janus.errors import LaunchError
 ROOT = Path(__file__).parents[2]
 
 
+#: What is preloaded: every instance from nothing, or forked.
+WAYS: dict[str, tuple[str, ...] | None] = {"started": None, "forked": ()}
+
+
+@pytest.fixture(params=WAYS)
+def preload(request: pytest.FixtureRequest) -> tuple[str, ...] | None:
+    return WAYS[request.param]
+
+
 @pytest.fixture
-async def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalLauncher]:
+async def launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preload: tuple[str, ...] | None
+) -> AsyncIterator[LocalLauncher]:
     monkeypatch.setitem(MODULES, "expert", "tests.cli.scripted_instance")
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    async with LocalLauncher(log_dir=tmp_path, secret="top secret", options={"host": "h"}, environ=environ) as launcher:
+    async with LocalLauncher(
+        log_dir=tmp_path, secret="top secret", options={"host": "h"}, environ=environ, preload=preload
+    ) as launcher:
         yield launcher
 
 
@@ -33,10 +46,12 @@ def spec(name: str) -> InstanceSpec:
 async def test_start_learns_where_an_instance_listens_and_keeps_its_log(launcher: LocalLauncher) -> None:
     started = await launcher.start(spec("good-0"), timeout_s=20)
     assert (started.port, started.ops_port, started.http_port) == (1234, 5678, 8)
-    assert psutil.Process(started.pid).environ()["OMP_NUM_THREADS"] == "1"
+    command = psutil.Process(started.pid).cmdline()
+    assert command[1:3] == ["-m", "tests.cli.scripted_instance"]
+    assert command[command.index("--name") + 1] == "good-0"
     await launcher.stop("good-0", timeout_s=20)
     assert not psutil.pid_exists(started.pid)
-    assert started.log.read_text().startswith("log line of good-0\na stray line on stdout\nstopped at ")
+    assert started.log.read_text().startswith("log line of good-0\na stray line on stdout, threads: 1\nstopped at ")
 
 
 async def test_an_instance_that_ends_early_is_named_with_its_last_words(launcher: LocalLauncher) -> None:
@@ -68,7 +83,9 @@ async def test_an_instance_that_ignores_sigterm_is_ended_by_force(launcher: Loca
     assert not psutil.pid_exists(started.pid)
 
 
-async def test_an_instance_is_told_to_stop_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_instance_is_told_to_stop_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preload: tuple[str, ...] | None
+) -> None:
     """A second SIGTERM would end a service at once, and cut off what it still has to finish."""
     monkeypatch.setitem(MODULES, "expert", "tests.cli.scripted_instance")
     said: list[str] = []
@@ -80,7 +97,9 @@ async def test_an_instance_is_told_to_stop_only_once(tmp_path: Path, monkeypatch
             told.set()
 
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    async with LocalLauncher(log_dir=tmp_path, secret="top secret", options={}, environ=environ, echo=echo) as launcher:
+    async with LocalLauncher(
+        log_dir=tmp_path, secret="top secret", options={}, environ=environ, echo=echo, preload=preload
+    ) as launcher:
         started = await launcher.start(spec("patient-0"), timeout_s=20)
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             group.create_task(launcher.stop("patient-0", timeout_s=20), name="first")

@@ -60,7 +60,7 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervise:
         with RunDirectory("test", environ=environ) as directory:
             secret = directory.write_secret("a long secret")
             async with LocalLauncher(
-                log_dir=directory.path, secret="a long secret", options={}, environ=environ
+                log_dir=directory.path, secret="a long secret", options={}, environ=environ, preload=()
             ) as launcher:
                 yield Supervisor(options, specs, launcher, directory, secret, told), told
 
@@ -179,7 +179,7 @@ async def test_stop_goes_from_the_clients_inwards(supervise: Supervise) -> None:
         await supervisor.start()
         await supervisor.stop()
         assert not [pid for pid in pids(told).values() if psutil.pid_exists(pid)]
-        ended = {log.stem: last_word(log) for log in supervisor.directory.path.glob("*.log")}
+        ended = {log.stem: last_word(log) for log in supervisor.directory.path.glob("*-*.log")}
         assert len(ended) == 6
         order = [name.partition("-")[0] for name in sorted(ended, key=lambda name: ended[name])]
         assert order == ["gateway", "attention", "attention", "expert", "expert", "controller"]

@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from janus.cluster.environment import child_environment
+from janus.cluster.forking import NURSERY_LOG, Forked, Nursery, NurseryGone
 from janus.cluster.instances import MODULES, Exited, InstanceSpec, Started
 from janus.errors import LaunchError
 from janus.messages.control import Role
@@ -24,12 +25,15 @@ _TAIL_LINES = 15
 _MAX_EXITS = 4096
 #: A log line may hold a traceback as JSON.
 _MAX_LINE_BYTES = 4 << 20
+#: Roles that are forked from a process that has loaded torch, and what else they load. The others are light.
+FORKED: frozenset[Role] = frozenset({"attention", "expert"})
+PRELOADED = ("janus_attention_server.service", "janus_expert_server.service")
 
 
 @dataclass(slots=True)
 class _Child:
     spec: InstanceSpec
-    process: Process
+    process: Process | Forked
     log: Path
     announced: asyncio.Future[dict[str, Any]]
     stopping: bool = False
@@ -53,10 +57,12 @@ class LocalLauncher:
         environ: Mapping[str, str],
         config: Path | None = None,
         echo: Callable[[str, str], None] | None = None,
+        preload: Collection[str] | None = PRELOADED,
     ) -> None:
         """Args:
         options: option keys that every instance gets, such as ``log_level``.
         echo: called with (instance, log line) when logs are to be shown as they come; they always go to files.
+        preload: modules that the process that forks loads; ``None``: every instance starts from nothing.
         """
         self._log_dir = log_dir
         self._secret = secret
@@ -64,10 +70,16 @@ class LocalLauncher:
         self._environ = dict(environ)
         self._config = config
         self._echo = echo
+        self._preload = preload
+        self._nursery: Nursery | None = None
+        #: Held while one is started.
+        self._opening = asyncio.Lock()
         self._children: dict[str, _Child] = {}
         self._exits: asyncio.Queue[Exited] = asyncio.Queue(_MAX_EXITS)
 
     async def __aenter__(self) -> LocalLauncher:
+        if self._preload:
+            await self._nurse()  # it loads while the first instances, which are none of its, start
         return self
 
     async def __aexit__(
@@ -77,13 +89,14 @@ class LocalLauncher:
 
     async def start(self, spec: InstanceSpec, *, timeout_s: float) -> Started:
         """See ``Launcher.start``."""
-        child = await self._spawn(spec)
+        log = self._log_dir / f"{spec.name}.log"
         try:
             async with asyncio.timeout(timeout_s):
+                child = await self._spawn(spec, log)
                 line = await asyncio.shield(child.announced)
         except TimeoutError:
             problem = f"did not say within {timeout_s:g} s where it listens"
-            raise LaunchError(spec.name, problem, log=str(child.log), log_tail=tail(child.log)) from None
+            raise LaunchError(spec.name, problem, log=str(log), log_tail=tail(log)) from None
         return Started(
             role=spec.role,
             name=spec.name,
@@ -126,25 +139,20 @@ class LocalLauncher:
             child.stopping = True
             _signal(child, signal.SIGKILL)
         await asyncio.gather(*(child.keeper for child in self._children.values() if child.keeper is not None))
+        nursery, self._nursery = self._nursery, None
+        if nursery is not None:
+            await nursery.close()
 
-    async def _spawn(self, spec: InstanceSpec) -> _Child:
-        log = self._log_dir / f"{spec.name}.log"
+    async def _spawn(self, spec: InstanceSpec, log: Path) -> _Child:
         with contextlib.ExitStack() as stack:
             sink = stack.enter_context(log.open("ab", buffering=0))
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command(spec),
-                    stdin=DEVNULL,
-                    stdout=PIPE,
-                    # Straight to the file unless lines are shown: then a launcher that is stuck never blocks a server.
-                    stderr=PIPE if self._echo else sink,
-                    env=child_environment(spec.role, spec.threads, secret=self._secret, base=self._environ),
-                    start_new_session=True,
-                    pass_fds=spec.fds,
-                    limit=_MAX_LINE_BYTES,
-                )
+                process = await self._process(spec, sink)
             except OSError as error:  # no memory, or too many processes
                 raise LaunchError(spec.name, f"no process could be made ({error.strerror})", log=str(log)) from error
+            except NurseryGone as error:
+                own = self._log_dir / NURSERY_LOG
+                raise LaunchError(spec.name, str(error), log=str(own), log_tail=tail(own)) from error
             announced = asyncio.get_running_loop().create_future()
             child = _Child(spec, process, log, announced)
             child.keeper = asyncio.create_task(self._keep(child, sink), name=f"keep[{spec.name}]")
@@ -152,12 +160,51 @@ class LocalLauncher:
         self._children[spec.name] = child
         return child
 
+    async def _process(self, spec: InstanceSpec, sink: IO[bytes]) -> Process | Forked:
+        # Straight to the file unless lines are shown: then a launcher that is stuck never blocks a server.
+        environ = self._environment(spec.role, spec.threads)
+        if self._preload is not None and spec.role in FORKED:
+            nursery = await self._nurse()
+            return await nursery.spawn(
+                MODULES[spec.role],
+                self._arguments(spec, parent_pid=nursery.process.pid),
+                environ=environ,
+                stderr=None if self._echo else sink.fileno(),
+                fds=spec.fds,
+                limit=_MAX_LINE_BYTES,
+            )
+        return await asyncio.create_subprocess_exec(
+            *self._command(spec),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE if self._echo else sink,
+            env=environ,
+            start_new_session=True,
+            pass_fds=spec.fds,
+            limit=_MAX_LINE_BYTES,
+        )
+
     def _command(self, spec: InstanceSpec) -> list[str]:
-        options = {**self._options, **spec.arguments, "name": spec.name, "parent_pid": os.getpid()}
-        command = [sys.executable, "-m", MODULES[spec.role]]
-        for key, value in options.items():
-            command += [f"--{key.replace('_', '-')}", str(value)]
-        return command + (["--config", str(self._config)] if self._config else [])
+        return [sys.executable, "-m", MODULES[spec.role], *self._arguments(spec, parent_pid=os.getpid())]
+
+    async def _nurse(self) -> Nursery:
+        """The process that forks; another one where it has ended."""
+        async with self._opening:
+            if self._nursery is not None and self._nursery.gone:
+                gone, self._nursery = self._nursery, None
+                await gone.close()
+            if self._nursery is None:
+                environ = self._environment("expert", 1)
+                self._nursery = await Nursery.open(tuple(self._preload or ()), environ=environ, log_dir=self._log_dir)
+            return self._nursery
+
+    def _environment(self, role: Role, threads: int) -> dict[str, str]:
+        return child_environment(role, threads, secret=self._secret, base=self._environ)
+
+    def _arguments(self, spec: InstanceSpec, *, parent_pid: int) -> list[str]:
+        options = {**self._options, **spec.arguments, "name": spec.name, "parent_pid": parent_pid}
+        words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        return words + (["--config", str(self._config)] if self._config else [])
 
     async def _keep(self, child: _Child, sink: IO[bytes]) -> None:
         """Own one process: store its output, learn where it listens, reap it, report its end."""

@@ -17,7 +17,7 @@ from janus.cluster.checks.network import check_port
 from janus.cluster.environment import fixed_options, usable_cores
 from janus.cluster.groups import one_error
 from janus.cluster.instances import plan_instances
-from janus.cluster.local import LocalLauncher
+from janus.cluster.local import PRELOADED, LocalLauncher
 from janus.cluster.state import RunDirectory
 from janus.cluster.supervisor import Supervisor
 from janus.config import CommonOptions, UpOptions
@@ -82,6 +82,7 @@ async def run_up(
             environ=os.environ,
             config=config,
             echo=_echo if options.verbose else None,
+            preload=PRELOADED if options.preload else None,
         ) as launcher:
             supervisor = Supervisor(options, specs, launcher, directory, secret_file, tell, listener)
             try:

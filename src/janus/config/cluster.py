@@ -117,6 +117,12 @@ class UpOptions:
     drain_timeout_s: float = option(
         10.0, help="How long requests in flight may take to finish on Ctrl-C.", unit="seconds", minimum=0, panel=_OPS
     )
+    preload: bool = option(
+        True,
+        help="Fork attention- and expert-servers from a process that has loaded torch: they start sooner and share "
+        "its memory. Without, each starts from nothing.",
+        panel=_OPS,
+    )
     verbose: bool = option(False, help="Show the instances' logs here too; they are always in files.", panel=_OPS)
     log_level: LogLevel = option("info", help="Least severe event that is logged.", panel=_OPS)
     log_format: LogFormat = option("console", help="Form of the log lines.", panel=_OPS)
