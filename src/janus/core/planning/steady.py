@@ -35,7 +35,7 @@ from janus.errors import ConfigError
 
 #: Cuts of the bracket in which the batch lies, at most, and the relative error at which they end.
 _CUTS = 60
-_CLOSE = 1e-6
+_CLOSE = 1e-5
 _MOST_STREAMS = 1e7
 #: Elasticity at which the formula for the variance ends: beyond, the queue has no time constant worth the name.
 _MOST_ELASTIC = 0.95
@@ -193,7 +193,8 @@ class _Steps:
 
     def mean_and_own_s(self, batch: Any, step_s: Any) -> tuple[Any, Any]:
         """Return the mean step, and one with a chunk of a prompt of the instance's own."""
-        alone = self.alone_s(batch).total_s
+        step = self.alone_s(batch)
+        alone = step.total_s
         if not self.workload.input_tokens or not self.workload.requests_s:
             return alone, alone
         n, chunk = self.deployment.attention, self._chunk(batch)
@@ -202,7 +203,7 @@ class _Steps:
         own, others = chunks_s * step_s / n, chunks_s * step_s * (1 - 1 / n)
         mine = smaller(chunk * larger(1.0, own), self._room(batch))
         with_own = self._step(self._load(batch, mine * n), self._load(batch, mine)).total_s
-        theirs = self._experts_s(batch, chunk * larger(1.0, others)) - self._experts_s(batch, 0.0)
+        theirs = self._experts_s(batch, chunk * larger(1.0, others)) - step.experts_s
         mean = alone + smaller(1.0, own) * larger(0.0, with_own - alone) + smaller(1.0, others) * theirs
         return mean, larger(alone, with_own)
 
