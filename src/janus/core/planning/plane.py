@@ -227,9 +227,8 @@ def _violations(problem: Problem, plane: Plane, found: dict[str, Any], there: An
     conditions = {
         Violated.EXPERT_MEMORY: nothing | (not memory.fits),
         # A batch that is given must fit; of a rate, the streams that are there at the percentile.
-        Violated.ATTENTION_MEMORY: (found["room"] < 1)
-        | (np.isfinite(tpot) & (plane.batch_tail[there] > found["room"])),
-        Violated.THROUGHPUT: np.isinf(tpot),
+        Violated.ATTENTION_MEMORY: (room < 1) | (settles & (plane.batch_tail[there] > room)),
+        Violated.THROUGHPUT: ~settles,
         Violated.PREFILL: nothing | (found["prefill_use"] >= 1),
         Violated.TPOT: tpot > problem.slo_tpot_s,
         Violated.TTFT: plane.ttft_s[there] > (problem.slo_ttft_s or np.inf),
