@@ -121,9 +121,9 @@ def test_megascale_takes_the_fewest_attention_instances_that_balance_its_experts
     assert offer is not None
     attention = offer.deployment.attention
     assert attention > 1
-    assert offer.step.attention_s <= offer.step.experts_s
+    assert offer.step.attention_s + offer.step.other_s <= offer.step.experts_s
     one_less = separate("x", SETTING, crowded, attention=attention - 1, experts=8, modes=("direct",))
-    assert one_less.misfit or one_less.step.attention_s > one_less.step.experts_s
+    assert one_less.misfit or one_less.step.attention_s + one_less.step.other_s > one_less.step.experts_s
 
 
 def test_xdeepserve_comes_in_fours() -> None:

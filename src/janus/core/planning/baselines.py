@@ -131,7 +131,8 @@ def balanced_attention(setting: Setting, load: Load, *, experts: int, most: int)
         offer = separate("megascale", setting, load, attention=attention, experts=experts, modes=("direct",))
         if offer.misfit:
             continue
-        if offer.step.attention_s <= offer.step.experts_s or attention == streams:
+        # Attention's devices also do the dense layers and choose the tokens.
+        if offer.step.attention_s + offer.step.other_s <= offer.step.experts_s or attention == streams:
             return offer
     return None
 
