@@ -8,9 +8,11 @@ from typing import Any
 from janus.errors import CheckpointError
 from janus.model.families.base import Family
 from janus.model.families.decoder import DecoderFamily
+from janus.model.families.deepseek_v2 import DeepseekV2Family
+from janus.model.families.deepseek_v3 import DeepseekV3Family
 from janus.model.families.qwen3_moe import Qwen3MoeFamily
 
-_ADAPTERS: tuple[DecoderFamily, ...] = (Qwen3MoeFamily(),)
+_ADAPTERS: tuple[DecoderFamily, ...] = (DeepseekV2Family(), DeepseekV3Family(), Qwen3MoeFamily())
 
 #: By the ``model_type`` of ``config.json``.
 FAMILIES: Mapping[str, Family] = {adapter.model_type: adapter for adapter in _ADAPTERS}

@@ -43,6 +43,7 @@ def common_config(family: str, read: ConfigReader, generation: Mapping[str, Any]
         moe_intermediate_size=read.integer("moe_intermediate_size", "intermediate_size"),
         intermediate_size=read.integer("intermediate_size"),
         moe_layers=tuple(range(read.integer("num_hidden_layers"))),
+        fp8_block=_fp8_block(read),
         eos_token_ids=tuple(dict.fromkeys(ends)),
         bos_token_id=next(iter(read.integers("bos_token_id")), None),
         torch_dtype=str(read.raw.get("dtype") or read.raw.get("torch_dtype") or "bfloat16"),
@@ -52,8 +53,23 @@ def common_config(family: str, read: ConfigReader, generation: Mapping[str, Any]
     )
 
 
+def _fp8_block(read: ConfigReader) -> tuple[int, int] | None:
+    """Rows and columns that share a scale, where the weights are in FP8."""
+    quantised = read.raw.get("quantization_config")
+    if not isinstance(quantised, Mapping) or quantised.get("quant_method") != "fp8":
+        return None
+    block = quantised.get("weight_block_size")
+    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+        raise CheckpointError(
+            read.where, f"weight_block_size is {block!r}", "supported: FP8 with a scale per block of [rows, columns]"
+        )
+    return block[0], block[1]
+
+
 def common_json(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """Return the ``config.json`` that ``common_config`` reads; it reads in transformers 4 and 5."""
+    block = list(config.fp8_block or ())
+    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": block}
     return {
         "architectures": [architecture],
         "model_type": config.family,
@@ -78,6 +94,7 @@ def common_json(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "eos_token_id": list(config.eos_token_ids) or None,
         "bos_token_id": config.bos_token_id,
         "torch_dtype": config.torch_dtype,
+        **({"quantization_config": fp8} if block else {}),
     }
 
 
