@@ -13,7 +13,7 @@ from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.memory import MemoryBudget, most_slots
 from janus.core.planning.performance import AMax, Deployment
 from janus.core.planning.sizes import ModelSizes
-from janus.core.planning.steady import Workload
+from janus.core.planning.steady import Traffic
 from janus.errors import ConfigError
 
 Objective = Literal["devices", "cost"]
@@ -40,7 +40,7 @@ class Violated(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One of two questions: the fewest devices for a workload, or for a batch of streams that is always full.
+    """One of two questions: the fewest devices for traffic, or for a batch of streams that is always full.
 
     Raises:
         ConfigError: numbers that make no question.
@@ -55,10 +55,10 @@ class Problem:
     percentile: float = 0.0
     #: TTFT in the mean; 0 = no such SLO.
     slo_ttft_s: float = 0.0
-    workload: Workload | None = None
-    #: Share of more load than ``workload`` that must be borne within the SLO: for bursts.
+    traffic: Traffic | None = None
+    #: Share of more load than ``traffic`` that must be borne within the SLO: for bursts.
     headroom: float = 0.0
-    #: Streams, if no workload is given, and tokens of context of each.
+    #: Streams, where no traffic is given, and tokens of context of each.
     batch: float = 0.0
     context: float = 0.0
     #: Names of the kinds of devices that each role may run on; none = the profile's first.
@@ -82,8 +82,8 @@ class Problem:
     modes: Sequence[Mode] = MODES
 
     def __post_init__(self) -> None:
-        if (self.workload is None) == (self.batch == 0):
-            raise ConfigError("batch", "either a workload or a batch is the question", "give one of the two")
+        if (self.traffic is None) == (self.batch == 0):
+            raise ConfigError("batch", "either traffic or a batch is the question", "give one of the two")
         for name in ("slo_tpot_s", "batch", "context", "slo_ttft_s", "headroom"):
             value, least = getattr(self, name), 1e-9 if name == "slo_tpot_s" else 0.0
             if not (math.isfinite(value) and value >= least):
@@ -126,9 +126,9 @@ class Problem:
         return max(self.batch, self.token_budget * 8.0)
 
     @property
-    def demand(self) -> Workload | None:
-        """The workload with its headroom."""
-        return None if self.workload is None else self.workload.times(1 + self.headroom)
+    def demand(self) -> Traffic | None:
+        """The traffic with its headroom."""
+        return None if self.traffic is None else self.traffic.times(1 + self.headroom)
 
     @property
     def tail(self) -> str:

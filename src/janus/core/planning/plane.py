@@ -204,7 +204,7 @@ def _streams(problem: Problem, deployment: Deployment, slots: int) -> dict[str, 
         token_budget=problem.token_budget,
         modes=problem.modes,
     )
-    assert problem.workload is not None
+    assert problem.traffic is not None
     return {
         "batch": state.batch,
         "batch_tail": state.batch_tail,
@@ -212,7 +212,7 @@ def _streams(problem: Problem, deployment: Deployment, slots: int) -> dict[str, 
         "tpot_tail_s": state.tpot_tail_s,
         "ttft_s": state.ttft_s,
         "a_max": state.step.a_max,
-        "tokens_per_device_s": problem.workload.tokens_s / deployment.devices,
+        "tokens_per_device_s": problem.traffic.tokens_s / deployment.devices,
         "room": room * attention,
         "prefill_use": state.prefill_use,
     }
@@ -249,7 +249,7 @@ def _too_many(problem: Problem, plane: Plane) -> Any:
 
 def longest(problem: Problem) -> float:
     """Context that KV cache is reserved for, per stream in the mean."""
-    return problem.context if problem.workload is None else problem.workload.context
+    return problem.context if problem.traffic is None else problem.traffic.context
 
 
 def _gb(nbytes: float) -> str:

@@ -44,24 +44,24 @@ _NUDGE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class Traffic:
     """Requests that arrive, in the long run.
 
     Raises:
-        ConfigError: a number that no workload has.
+        ConfigError: numbers that no traffic has.
     """
 
     #: Per second.
     requests_s: float
     #: Mean tokens of a prompt, and of an answer.
-    input_tokens: float
+    prompt_tokens: float
     output_tokens: float
     #: Coefficient of variation of the times between arrivals (1 = Poisson, more = bursts), and of the answers' lengths.
     arrival_cv: float = 1.0
     output_cv: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("requests_s", 0), ("input_tokens", 0), ("output_tokens", 1)):
+        for name, least in (("requests_s", 0), ("prompt_tokens", 0), ("output_tokens", 1)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise ConfigError(name, f"is {value:g}", f"give a finite number, at least {least}")
@@ -78,15 +78,15 @@ class Workload:
     @property
     def context(self) -> float:
         """Mean tokens of context of a stream that decodes: longer answers are seen for longer."""
-        return self.input_tokens + self.output_tokens * (1 + self.output_cv**2) / 2
+        return self.prompt_tokens + self.output_tokens * (1 + self.output_cv**2) / 2
 
     @property
     def longest(self) -> float:
         """Context at the end of a mean answer."""
-        return self.input_tokens + self.output_tokens
+        return self.prompt_tokens + self.output_tokens
 
-    def times(self, factor: float) -> Workload:
-        """Return the workload at ``factor`` times the rate."""
+    def times(self, factor: float) -> Traffic:
+        """Return the traffic at ``factor`` times the rate."""
         return replace(self, requests_s=self.requests_s * factor)
 
 
@@ -117,7 +117,7 @@ def steady_state(
     model: ModelSizes,
     profile: HardwareProfile,
     deployment: Deployment,
-    workload: Workload,
+    traffic: Traffic,
     *,
     a_max: AMax,
     most_streams: float,
@@ -125,7 +125,7 @@ def steady_state(
     token_budget: float = 512,
     modes: Sequence[Mode] = MODES,
 ) -> SteadyState:
-    """Return where ``deployment`` settles under ``workload``.
+    """Return where ``deployment`` settles under ``traffic``.
 
     B solves f(B) = B - D T(B) = 0 in [1, most_streams]: f(1) >= 0 makes it 1, f(most_streams) < 0 says that it does
     not settle. Elementwise: the deployment's counts, and ``most_streams``, may be arrays.
@@ -138,8 +138,8 @@ def steady_state(
     """
     if not 50 <= percentile < 100:
         raise ConfigError("percentile", f"is {percentile:g}", "give at least 50 and less than 100")
-    steps = _Steps(model, profile, deployment, workload, a_max, token_budget, modes)
-    rate, most = workload.tokens_s, smaller(larger(1.0, most_streams), _MOST_STREAMS)
+    steps = _Steps(model, profile, deployment, traffic, a_max, token_budget, modes)
+    rate, most = traffic.tokens_s, smaller(larger(1.0, most_streams), _MOST_STREAMS)
     least = 1.0 + 0.0 * most
 
     def excess(batch: Any) -> Any:
@@ -173,12 +173,12 @@ def steady_state(
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Steps of one deployment under one workload."""
+    """Steps of one deployment under some traffic."""
 
     model: ModelSizes
     profile: HardwareProfile
     deployment: Deployment
-    workload: Workload
+    traffic: Traffic
     a_max: AMax
     token_budget: float
     modes: Sequence[Mode]
@@ -195,7 +195,7 @@ class _Steps:
         """Return the mean step, and one with a chunk of a prompt of the instance's own."""
         step = self.alone_s(batch)
         alone = step.total_s
-        if not self.workload.input_tokens or not self.workload.requests_s:
+        if not self.traffic.prompt_tokens or not self.traffic.requests_s:
             return alone, alone
         n, chunk = self.deployment.attention, self._chunk(batch)
         chunks_s = self._chunks_s(batch)
@@ -209,7 +209,7 @@ class _Steps:
 
     def prefill_use(self, batch: Any, step_s: Any) -> Any:
         """Return the prompt tokens that an instance is given per step, over those that it has room for."""
-        tokens = self.workload.requests_s * self.workload.input_tokens * step_s / self.deployment.attention
+        tokens = self.traffic.requests_s * self.traffic.prompt_tokens * step_s / self.deployment.attention
         return tokens / self._room(batch)
 
     def first_token_s(self, batch: Any, mean: Any, own: Any, use: Any) -> Any:
@@ -218,7 +218,7 @@ class _Steps:
         What is left of the running step; prompts before it, which leave their instance free for a share ``use`` of the
         time and take turns of one length (M/D/1: Pollaczek and Khinchine); its own steps.
         """
-        chunks = larger(1.0, self.workload.input_tokens / self._chunk(batch))
+        chunks = larger(1.0, self.traffic.prompt_tokens / self._chunk(batch))
         use = smaller(use, 1 - 1e-9)
         return mean / 2 + chunks * own * (1 + use / (2 * (1 - use)))
 
@@ -227,28 +227,28 @@ class _Steps:
         z = NormalDist().inv_cdf(percentile / 100)
         rise = (self.mean_s(batch * (1 + _NUDGE), mean) - self.mean_s(batch, mean)) / _NUDGE
         elastic = smaller(_MOST_ELASTIC, larger(0.0, rise / mean))
-        peaked = (1 + self.workload.arrival_cv**2) / 2
+        peaked = (1 + self.traffic.arrival_cv**2) / 2
         # The last term is that of Cornish and Fisher for Poisson's skewness.
         batch_tail = batch + z * (batch * peaked / (1 - elastic)) ** 0.5 + (z * z - 1) / 6
         batch_tail = larger(batch, batch_tail)
         by_batch = larger(0.0, self.mean_s(batch_tail, mean) - mean)
         chunks = self._chunks_s(batch) * mean / self.deployment.attention
-        by_prompts = z * extra * (smaller(1.0, chunks) / self.workload.output_tokens) ** 0.5
+        by_prompts = z * extra * (smaller(1.0, chunks) / self.traffic.output_tokens) ** 0.5
         return mean + (by_batch**2 + by_prompts**2) ** 0.5, batch_tail
 
     def _chunks_s(self, batch: Any) -> Any:
-        return self.workload.requests_s * self.workload.input_tokens / self._chunk(batch)
+        return self.traffic.requests_s * self.traffic.prompt_tokens / self._chunk(batch)
 
     def _room(self, batch: Any) -> Any:
         """Prompt tokens that one step of an instance has room for: streams that decode go first."""
         return larger(1.0, self.token_budget - batch / self.deployment.attention)
 
     def _chunk(self, batch: Any) -> Any:
-        return smaller(max(1.0, self.workload.input_tokens), self._room(batch))
+        return smaller(max(1.0, self.traffic.prompt_tokens), self._room(batch))
 
     def _load(self, batch: Any, prefill: Any) -> Load:
-        looks_back = self.workload.input_tokens / 2
-        return Load(batch=batch, context=self.workload.context, prefill=prefill, prefill_context=looks_back)
+        looks_back = self.traffic.prompt_tokens / 2
+        return Load(batch=batch, context=self.traffic.context, prefill=prefill, prefill_context=looks_back)
 
     def _step(self, load: Load, at_experts: Load | None) -> StepTime:
         return step_time(
