@@ -10,9 +10,21 @@ from janus.model.families.base import Family
 from janus.model.families.decoder import DecoderFamily
 from janus.model.families.deepseek_v2 import DeepseekV2Family
 from janus.model.families.deepseek_v3 import DeepseekV3Family
+from janus.model.families.glm4_moe import Glm4MoeFamily
+from janus.model.families.mixtral import MixtralFamily
+from janus.model.families.olmoe import OlmoeFamily
+from janus.model.families.qwen2_moe import Qwen2MoeFamily
 from janus.model.families.qwen3_moe import Qwen3MoeFamily
 
-_ADAPTERS: tuple[DecoderFamily, ...] = (DeepseekV2Family(), DeepseekV3Family(), Qwen3MoeFamily())
+_ADAPTERS: tuple[DecoderFamily, ...] = (
+    DeepseekV2Family(),
+    DeepseekV3Family(),
+    Glm4MoeFamily(),
+    MixtralFamily(),
+    OlmoeFamily(),
+    Qwen2MoeFamily(),
+    Qwen3MoeFamily(),
+)
 
 #: By the ``model_type`` of ``config.json``.
 FAMILIES: Mapping[str, Family] = {adapter.model_type: adapter for adapter in _ADAPTERS}

@@ -33,7 +33,7 @@ def common_config(family: str, read: ConfigReader, generation: Mapping[str, Any]
         num_kv_heads=read.integer("num_key_value_heads", default=num_heads),
         head_dim=read.integer("head_dim", default=max(1, hidden_size // num_heads)),
         max_position_embeddings=read.integer("max_position_embeddings", default=32_768),
-        rope=RopeParameters.parse(read.raw, read.where),
+        rope=RopeParameters.parse(read.merged(), read.where),
         rms_norm_eps=read.number("rms_norm_eps", default=1e-6),
         attention_bias=read.flag("attention_bias"),
         tie_word_embeddings=read.flag("tie_word_embeddings"),

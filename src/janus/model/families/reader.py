@@ -49,6 +49,10 @@ class ConfigReader:
             raise CheckpointError(self.where, f"{key} is {value!r}, expected a list of integers")
         return tuple(listed)
 
+    def merged(self) -> dict[str, Any]:
+        """Return all settings, those of the family where the file is silent or null."""
+        return {**self._defaults, **{key: value for key, value in self.raw.items() if value is not None}}
+
     def refuse(self, key: str, problem: str, supported: str) -> CheckpointError:
         """Return the error for a feature that is not supported."""
         return CheckpointError(
