@@ -34,6 +34,8 @@ class SteadyBatcher(Batcher):
         for request in running:
             if request.step_id or not request.decodes or request.stop_ids:
                 return 0
+            if not request.output_ids:
+                return 0  # the last token of its prompt is left: the first of its answer is news on its own
             least = min(least, request.max_total - len(request.tokens))
         # The step that brings the last token ends a request.
         least -= 1

@@ -1,0 +1,373 @@
+"""The simulated control plane: processes that start, load, report, leave and die around the controller's registry.
+
+``janus.core.membership`` decides, as it does in the placement-controller. One MoE layer stands for all of them in the
+placement; what is loaded counts for all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from janus.core.membership import Membership, ModelShape, roster
+from janus.core.membership_events import (
+    Event,
+    ExpectedSet,
+    HeartbeatSeen,
+    LeaveSeen,
+    LinkLost,
+    PlacementLoadedSeen,
+    Registered,
+    SendFatal,
+    SendLoad,
+    SendView,
+    Tick,
+)
+from janus.core.placing import POLICIES
+from janus.core.scaling.contract import Counts
+from janus.errors import ConfigError
+from janus.messages.control import (
+    ClusterView,
+    Heartbeat,
+    Identity,
+    InstanceState,
+    PlacementLoaded,
+    PlacementTable,
+    Register,
+    Role,
+)
+from janus.simulation.agenda import Agenda
+from janus.simulation.config import ClusterConfig
+
+#: How often an expert instance that leaves looks whether anybody needs it still.
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Process:
+    """One instance from launch to end."""
+
+    role: Role
+    name: str
+    node: str
+    incarnation: str
+    launched_s: float
+    registered: bool = False
+    #: Attention instances: its weights are loaded.
+    loaded_weights: bool = False
+    state: InstanceState = "joining"
+    draining: bool = False
+    #: Expert instances: epochs whose replicas are loaded, the replicas, and when it is through with loading.
+    epochs: list[int] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
+    busy_until: float = 0.0
+    #: Attention instances: the epochs that a dispatch may name, by when the last of an older one has ended.
+    names: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Hooks:
+    """Who hears of what: names of attention instances that serve or end, views, and experts that come and go."""
+
+    attention_up: Callable[[str], None]
+    attention_down: Callable[[str], None]
+    attention_drains: Callable[[str], None]
+    is_idle: Callable[[str], bool]
+    on_view: Callable[[ClusterView], None]
+    #: An expert instance has died, of those in the placement in force; what that means for it has been told before.
+    expert_lost: Callable[[], None]
+    #: Expert instances that serve; 0 while some expert is nowhere.
+    experts_serving: Callable[[int], None]
+
+
+class ControlPlane:
+    """Registry, processes and placement epochs. ``start`` first; ``scale``, ``kill`` and ``kill_node`` afterwards."""
+
+    def __init__(self, config: ClusterConfig, *, agenda: Agenda, hooks: Hooks) -> None:
+        self._config = config
+        self._agenda = agenda
+        self._hooks = hooks
+        self.processes: dict[str, Process] = {}
+        #: What the cluster is meant to have.
+        self.wanted = Counts(attention=config.attention, experts=config.experts)
+        #: Before the clock runs, nothing takes time.
+        self._starting = True
+        self._births = itertools.count()
+        self.membership = Membership(
+            shape=ModelShape(num_layers=1, num_experts=config.model.experts),
+            expected=roster(attention=config.attention, experts=config.experts),
+            heartbeat_s=config.heartbeat_s,
+            now=0.0,
+            policy=POLICIES[config.placement],
+            fill=config.slots,
+        )
+        #: Device-seconds of processes that have ended.
+        self._ended_device_s: dict[Role, float] = {"attention": 0.0, "expert": 0.0, "gateway": 0.0}
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring the cluster up, ready at time 0.
+
+        Raises:
+            ConfigError: it cannot hold the model.
+        """
+        self._launch("gateway", "gateway-0")
+        for role, count in (("expert", self.wanted.experts), ("attention", self.wanted.attention)):
+            for index in range(count):
+                self._launch(role, f"{role}-{index}")  # type: ignore[arg-type]
+        self._agenda.run(0.0)
+        if self.membership.view.placement is None:
+            raise ConfigError("experts", "; ".join(self.membership.waiting_for), "change the number of instances")
+        self._starting = False
+        self._agenda.after(self._config.heartbeat_s, self._pulse)
+
+    # -- what can be done to it ------------------------------------------------------------------------------------
+
+    def scale(self, wanted: Counts) -> None:
+        """As ``janus scale``: new instances start, or the last ones leave."""
+        before, self.wanted = self.wanted, wanted
+        self.feed(ExpectedSet(gateways=1, attention=wanted.attention, experts=wanted.experts, now=self._agenda.now))
+        roles: tuple[tuple[Role, int, int], ...] = (
+            ("attention", before.attention, wanted.attention),
+            ("expert", before.experts, wanted.experts),
+        )
+        for role, had, want in roles:
+            for index in range(min(had, want), max(had, want)):
+                name = f"{role}-{index}"
+                if index < want:
+                    self._launch(role, name)
+                else:
+                    self._drain(name)
+
+    def kill(self, target: str, *, back_s: float | None) -> tuple[str, ...]:
+        """A process dies, or all of a node; after ``back_s`` seconds others take their names, if still wanted.
+
+        Returns the names of those that died.
+        """
+        struck = [each for each in self.processes.values() if target in (each.name, each.node)]
+        for process in struck:
+            self._end(process)
+            if back_s is not None:
+                self._agenda.after(back_s, lambda process=process: self._relaunch(process))  # type: ignore[misc]
+        return tuple(process.name for process in struck)
+
+    # -- what is known ---------------------------------------------------------------------------------------------
+
+    def serving(self, role: Role) -> list[str]:
+        """Names of the instances of a role that are ready, in order of launch."""
+        return [p.name for p in self.processes.values() if p.role == role and p.registered and not p.draining]
+
+    @property
+    def present(self) -> Counts:
+        """Processes that serve: attention instances that are ready, expert instances in the placement in force."""
+        ready = sum(p.role == "attention" and p.state == "ready" for p in self.processes.values())
+        return Counts(attention=ready, experts=self._experts_serving())
+
+    def device_s(self) -> dict[str, float]:
+        """Return device-seconds so far, by role, from launch to end."""
+        seconds = dict(self._ended_device_s)
+        for process in self.processes.values():
+            seconds[process.role] += self._agenda.now - process.launched_s
+        width = self._config.tensor_parallel
+        return {"attention": seconds["attention"] * width, "expert": seconds["expert"]}
+
+    @property
+    def starting(self) -> int:
+        """Processes that do not serve yet."""
+        return sum(process.state == "joining" for process in self.processes.values())
+
+    @property
+    def draining(self) -> int:
+        """Processes that leave."""
+        return sum(process.draining for process in self.processes.values())
+
+    def problems(self) -> tuple[str, ...]:
+        """Why the cluster is not whole, as the controller says it."""
+        starting = [f"{p.name} is starting" for p in self.processes.values() if p.state == "joining"]
+        leaving = [f"{p.name} is leaving" for p in self.processes.values() if p.draining]
+        return (*self.membership.waiting_for, *starting, *leaving)
+
+    # -- the controller --------------------------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Let the controller handle an event, and do what it says."""
+        for action in self.membership.handle(event):
+            match action:
+                case SendLoad():
+                    self._load(action.instance, action.table)
+                case SendView():
+                    self._on_view(action.view)
+                case SendFatal() if not self._starting:
+                    self.kill(action.instance, back_s=None)
+                case _:
+                    pass
+
+    def _pulse(self) -> None:
+        """Everybody's heartbeats, and the controller's look at the clock."""
+        for process in tuple(self.processes.values()):
+            if process.registered:
+                self._report(process)
+        self.feed(Tick(now=self._agenda.now))
+        self._agenda.after(self._config.heartbeat_s, self._pulse)
+
+    def _report(self, process: Process) -> None:
+        now = self._agenda.now
+        named = [epoch for epoch, until in process.names.items() if until > now]
+        heartbeat = Heartbeat(
+            state="draining" if process.draining else process.state,
+            loaded_epoch=max(process.epochs, default=0),
+            oldest_epoch=min(named, default=0),
+        )
+        name, incarnation = process.name, process.incarnation
+        self.feed(HeartbeatSeen(instance=name, heartbeat=heartbeat, incarnation=incarnation, now=now))
+
+    def _on_view(self, view: ClusterView) -> None:
+        placement, now = view.placement, self._agenda.now
+        if placement is not None:
+            for process in self.processes.values():
+                if process.role == "attention" and placement.epoch not in process.names:
+                    # Dispatches of the epoch before are answered within a layer's time.
+                    process.names = {**dict.fromkeys(list(process.names)[-1:], now + 0.1), placement.epoch: 1e18}
+        self._hooks.experts_serving(self._experts_serving())
+        self._hooks.on_view(view)
+        if placement is not None:
+            # Whoever becomes ready says so, which makes a newer view: nothing is done with this one afterwards.
+            for process in tuple(self.processes.values()):
+                self._become_ready(process)
+
+    def _experts_serving(self) -> int:
+        placement = self.membership.view.placement
+        if placement is None:
+            return 0
+        return sum(name in self.processes for name in placement.instances)
+
+    # -- processes -------------------------------------------------------------------------------------------------
+
+    def _launch(self, role: Role, name: str) -> None:
+        if name in self.processes:
+            return
+        per_node = self._config.profile.devices_per_node
+        process = Process(
+            role=role,
+            name=name,
+            node=f"{role}-node-{int(name.rpartition('-')[2]) // per_node}",
+            incarnation=f"i{next(self._births)}",
+            launched_s=self._agenda.now,
+        )
+        self.processes[name] = process
+        self._agenda.after(0.0 if self._starting else self._config.start_s, lambda: self._register(process))
+
+    def _relaunch(self, ended: Process) -> None:
+        wanted = {"attention": self.wanted.attention, "expert": self.wanted.experts}
+        if int(ended.name.rpartition("-")[2]) < wanted.get(ended.role, 1):
+            self._launch(ended.role, ended.name)
+
+    def _is_alive(self, process: Process) -> bool:
+        return self.processes.get(process.name) is process
+
+    def _register(self, process: Process) -> None:
+        if not self._is_alive(process):
+            return
+        process.registered = True
+        identity = Identity(
+            protocol=1,
+            role=process.role,
+            instance=process.name,
+            node=process.node,
+            incarnation=process.incarnation,
+        )
+        capacity = self._config.slots if process.role == "expert" else 0
+        register = Register(host="", port=0, pid=0, capacity=capacity)
+        if process.role != "attention":
+            process.state = "ready"
+        self.feed(Registered(identity=identity, register=register, now=self._agenda.now))
+        self._report(process)
+        if process.role == "attention":
+            config = self._config
+            device = config.deployment(1, 1).attention_device
+            # Every device of a tensor-parallel instance loads its part.
+            seconds = config.model.attention_side_bytes / config.tensor_parallel / device.load_bytes_s
+            self._agenda.after(0.0 if self._starting else seconds, lambda: self._weights_loaded(process))
+
+    def _weights_loaded(self, process: Process) -> None:
+        process.loaded_weights = True
+        self._become_ready(process)
+
+    def _become_ready(self, process: Process) -> None:
+        """An attention instance serves once it has its weights and a placement."""
+        if process.state != "joining" or not process.loaded_weights or not self._is_alive(process):
+            return
+        if self.membership.view.placement is not None and not process.draining:
+            process.state = "ready"
+            self._hooks.attention_up(process.name)
+            self._report(process)
+
+    def _load(self, name: str, table: PlacementTable) -> None:
+        process = self.processes.get(name)
+        if process is None:
+            return
+        config = self._config
+        mine = {expert for expert in table.slots[0][table.instances.index(name)] if expert >= 0}
+        nbytes = len(mine - process.held) * config.model.expert_bytes * config.model.moe_layers
+        device = config.deployment(1, 1).expert_device
+        begin = max(self._agenda.now, process.busy_until)
+        process.busy_until = begin if self._starting else begin + nbytes / device.load_bytes_s
+        process.held |= mine
+
+        def done() -> None:
+            if not self._is_alive(process):
+                return
+            process.epochs = [*process.epochs, table.epoch][-16:]
+            message = PlacementLoaded(epoch=table.epoch, replicas=len(mine), bytes_read=round(nbytes), seconds=0.0)
+            self.feed(
+                PlacementLoadedSeen(
+                    instance=name, message=message, incarnation=process.incarnation, now=self._agenda.now
+                )
+            )
+
+        self._agenda.at(process.busy_until, done)
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _drain(self, name: str) -> None:
+        process = self.processes.get(name)
+        if process is None or process.draining:
+            return
+        process.draining = True
+        if not process.registered:
+            self._end(process)
+            return
+        if process.role == "attention" and process.state == "ready":
+            self._hooks.attention_drains(name)
+        leave = LeaveSeen(instance=name, reason="drain", incarnation=process.incarnation, now=self._agenda.now)
+        self.feed(leave)
+        self._leave_when_free(process)
+
+    def _leave_when_free(self, process: Process) -> None:
+        if not self._is_alive(process):
+            return
+        placement = self.membership.view.placement
+        if process.role == "expert":
+            needed = placement is None or process.name in placement.instances
+        else:
+            needed = not self._hooks.is_idle(process.name)
+        if needed:
+            self._agenda.after(_LOOK_EVERY_S, lambda: self._leave_when_free(process))
+        else:
+            self._end(process)
+
+    def _end(self, process: Process) -> None:
+        """The process is gone, and its links with it."""
+        del self.processes[process.name]
+        self._ended_device_s[process.role] += self._agenda.now - process.launched_s
+        placement = self.membership.view.placement
+        was_used = placement is not None and process.name in placement.instances
+        if process.role == "attention" and process.state == "ready":
+            self._hooks.attention_down(process.name)
+        if process.registered:
+            lost = LinkLost(instance=process.name, incarnation=process.incarnation, now=self._agenda.now)
+            self.feed(lost)
+        if was_used:
+            self._hooks.expert_lost()
