@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.hardware import Device, HardwareProfile
@@ -15,6 +15,9 @@ from janus.core.planning.performance import AMax, Deployment
 from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.steady import Traffic
 from janus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from janus.core.planning.plane import Plane
 
 Objective = Literal["devices", "cost"]
 
@@ -179,6 +182,8 @@ class Plan:
     #: Memory per device of the chosen (or nearest) one: attention, experts.
     attention_memory: MemoryBudget
     expert_memory: MemoryBudget
+    #: The variant that the chosen (or nearest) one is of, over all (n_a, n_e).
+    plane: Plane
     #: Points that were looked at, and those that would do.
     looked_at: int
     feasible: int

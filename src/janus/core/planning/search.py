@@ -32,14 +32,21 @@ def search(problem: Problem) -> Plan:
     priced = list(planes(problem))
     bests = [_best(plane, problem) for plane in priced]
     known = [(point, plane) for point, plane in zip(bests, priced, strict=True) if point is not None]
-    chosen, plane = min(known, key=lambda each: rank(each[0], problem)) if known else (None, priced[0])
-    nearest = chosen or _nearest(priced, problem)
+    if known:
+        chosen, plane = min(known, key=lambda each: rank(each[0], problem))
+        nearest = chosen
+        neighbours = tuple(_neighbours(chosen, plane, [each for each, _ in known], problem))
+    else:
+        chosen, neighbours = None, ()
+        nearest, plane = min(
+            ((_nearest(each, problem), each) for each in priced), key=lambda each: _far(each[0], problem)
+        )
     return Plan(
         problem=problem,
         chosen=chosen,
         nearest=nearest,
         frontier=_frontier(priced, problem),
-        neighbours=tuple(_neighbours(chosen, plane, [each for each, _ in known], problem)) if chosen else (),
+        neighbours=neighbours,
         attention_memory=_attention_memory(nearest, problem),
         expert_memory=expert_memory(
             problem.model,
@@ -48,6 +55,7 @@ def search(problem: Problem) -> Plan:
             instances=nearest.deployment.experts,
             rows=problem.rows,
         ),
+        plane=plane,
         looked_at=sum(each.violated.size for each in priced),
         feasible=sum(int(each.feasible.sum()) for each in priced),
     )
@@ -78,14 +86,16 @@ def _best(plane: Plane, problem: Problem) -> Point | None:
     return _point(plane, int(at[np.lexsort([each.ravel()[at].round(_DIGITS) for each in keys])[0]]), problem)
 
 
-def _nearest(priced: Sequence[Plane], problem: Problem) -> Point:
-    """Return the point whose first violated constraint comes last, the quickest of those."""
-    found = []
-    for plane in priced:
-        last = np.flatnonzero(plane.violated == plane.violated.max())
-        keys = plane.devices, _tpots(plane, problem)
-        found.append(_point(plane, int(last[np.lexsort([each.ravel()[last] for each in keys])[0]]), problem))
-    return min(found, key=lambda point: (-_ORDER[point.violated or Violated.SLOTS], _tpot(point, problem)))
+def _nearest(plane: Plane, problem: Problem) -> Point:
+    """Return the point of an infeasible plane whose first violated constraint comes last, the quickest of those."""
+    last = np.flatnonzero(plane.violated == plane.violated.max())
+    keys = plane.devices, _tpots(plane, problem)
+    return _point(plane, int(last[np.lexsort([each.ravel()[last] for each in keys])[0]]), problem)
+
+
+def _far(point: Point, problem: Problem) -> tuple[float, float]:
+    """How far an infeasible point is from a feasible one."""
+    return -_ORDER[point.violated or Violated.SLOTS], _tpot(point, problem)
 
 
 def _frontier(priced: Sequence[Plane], problem: Problem) -> tuple[Point, ...]:
