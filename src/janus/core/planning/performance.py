@@ -134,7 +134,7 @@ def step_time(
     experts = expert_layer_s(model, deployment, together, experts_activated)
     mode, exchange = exchange_layer_s(model, profile, deployment, part, modes)
     moe, layers = model.moe_layers, model.layers
-    layer = _moe_layer_s(deployment, attention, shared, exchange, experts)
+    layer = moe_layer_s(deployment, attention, shared, exchange, experts)
     return StepTime(
         attention_s=parts * (layers * attention + moe * shared),
         exchange_s=parts * moe * exchange,
@@ -146,7 +146,7 @@ def step_time(
     )
 
 
-def _moe_layer_s(deployment: Deployment, attention: float, shared: float, exchange: float, experts: float) -> float:
+def moe_layer_s(deployment: Deployment, attention: float, shared: float, exchange: float, experts: float) -> float:
     """Return the seconds in which all micro-batches pass one MoE layer, given what each part of one of them takes.
 
     One of them passes its parts one after the other, but for the shared experts, which run while activations travel
