@@ -100,6 +100,7 @@ soak: develop ## 64 streams for three minutes, then overload; writes benchmarks/
 .PHONY: chaos
 chaos: develop ## faults under load, each many times at random moments; writes benchmarks/results/chaos.json (slow)
 	$(BIN)/python -m benchmarks.chaos $(CHAOS_ARGS)
+	$(BIN)/python -m benchmarks.chaos.table
 
 .PHONY: chaos-soak
 chaos-soak: develop ## 200 random joins, leaves, kills and moves under load; writes benchmarks/results/chaos-soak.json (slow)
