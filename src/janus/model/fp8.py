@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: Name of the dtype in safetensors headers.
+#: Name of the dtype in safetensors headers, and its largest number.
 FP8_DTYPE = "F8_E4M3"
+_LARGEST = 448.0
 
 
 def scale_name(name: str) -> str:
@@ -25,6 +26,21 @@ def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ..
     """Return the shape of the scales of a matrix, or of a stack of them, of ``shape``."""
     *stack, rows, columns = shape
     return (*stack, -(-rows // block[0]), -(-columns // block[1]))
+
+
+def quantise(weights: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a matrix [N, K] as float8, and its scales: every block's largest element is FP8's largest number."""
+    import torch
+
+    rows, columns = weights.shape
+    scales = torch.ones(scale_shape((rows, columns), block))
+    result = torch.empty((rows, columns), dtype=torch.float8_e4m3fn)
+    for row in range(scales.shape[0]):
+        for column in range(scales.shape[1]):
+            part = (slice(row * block[0], (row + 1) * block[0]), slice(column * block[1], (column + 1) * block[1]))
+            scales[row, column] = weights[part].abs().max().clamp(min=1e-30) / _LARGEST
+            result[part] = (weights[part].float() / scales[row, column]).to(torch.float8_e4m3fn)
+    return result, scales
 
 
 def dequantise(weights: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
