@@ -154,9 +154,12 @@ def _monolithic(setting: Setting, load: Load, most: int) -> Iterator[Offer]:
             yield whole_model(setting, load, devices=devices)
 
 
-def whole_model(setting: Setting, load: Load, *, devices: int) -> Offer:
-    """Return what a monolithic system of ``devices`` makes of ``load``, at its quickest attention that fits memory."""
-    offers = [_whole_model(setting, load, devices, width) for width in _WIDTHS if devices % width == 0]
+def whole_model(setting: Setting, load: Load, *, devices: int, widths: Sequence[int] = _WIDTHS) -> Offer:
+    """Return what a monolithic system of ``devices`` makes of ``load``, at its quickest attention that fits memory.
+
+    ``widths``: tensor-parallel ones that it may choose from.
+    """
+    offers = [_whole_model(setting, load, devices, width) for width in widths if devices % width == 0]
     return min(offers, key=lambda offer: (bool(offer.misfit), offer.step.total_s))
 
 
