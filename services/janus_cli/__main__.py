@@ -23,6 +23,9 @@ from janus_cli.options import (
     StatusOptions,
     VersionOptions,
 )
+from janus_cli.plan import PlanOptions
+from janus_cli.profile import ProfileOptions
+from janus_cli.simulate import SimulateOptions
 
 
 def _of(module: str, function: str) -> Callable[[Any, Path | None], int | None]:
@@ -90,6 +93,9 @@ def build_app() -> typer.Typer:
     add_command(app, "demo", DemoOptions, _of("demo", "demo"))
     app.add_typer(_chaos(), name="chaos")
     app.add_typer(_trace(), name="trace")
+    add_command(app, "profile", ProfileOptions, _of("profile", "profile"))
+    add_command(app, "plan", PlanOptions, _of("plan", "plan"))
+    add_command(app, "simulate", SimulateOptions, _of("simulate", "simulate"))
     add_command(app, "version", VersionOptions, _version)
     return app
 

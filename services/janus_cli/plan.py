@@ -218,7 +218,7 @@ def problem_of(options: PlanOptions) -> tuple[Problem, dict[int, AMaxTable]]:
 
     def a_max(slots: int) -> AMaxTable:
         if slots not in tables:
-            tables[slots] = _table(options.routing, model, slots, space.max_experts)
+            tables[slots] = a_max_table(options.routing, model, slots, space.max_experts)
         return tables[slots]
 
     _check_kinds("--attention-devices", _names(space.attention_devices), kinds, options.hardware)
@@ -289,7 +289,12 @@ def seconds(flag: str, text: str) -> float:
     return value
 
 
-def _table(options: RoutingOptions, model: ModelSizes, slots: int, most: int) -> AMaxTable:
+def a_max_table(options: RoutingOptions, model: ModelSizes, slots: int, most: int) -> AMaxTable:
+    """Return the table of ``slots`` slots per instance, up to ``most`` instances.
+
+    Raises:
+        ConfigError: the trace is of another model.
+    """
     from janus.core.planning.activation import estimate, instance_grid
     from janus.core.planning.memory import least_experts
     from janus.core.planning.routing import synthetic_routing

@@ -174,11 +174,10 @@ class AttentionInstance:
         self._use(streams, 0)
         first = self._clock.step_s(decode=streams, context=context)
         last = self._clock.step_s(decode=streams, context=context + steps - 1)
-        if self._config.micro_batches > 1:
-            # With one, a step grows evenly with its context. With several it may first be hidden, and then not.
-            while steps > 2 and not self._is_straight(streams, context, steps, first, last):
-                steps //= 2
-                last = self._clock.step_s(decode=streams, context=context + steps - 1)
+        # A step mostly grows evenly with its context; where the context is hidden behind something, it does not.
+        while steps > 2 and not self._is_straight(streams, context, steps, first, last):
+            steps //= 2
+            last = self._clock.step_s(decode=streams, context=context + steps - 1)
         more = (last - first) / (steps - 1)
         run = Run(start_s=self._agenda.now, steps=steps, first_s=first, more_s=more, streams=streams)
         self._run, self._run_ends = run, self._agenda.at(run.end_s(), self._run_over)

@@ -59,7 +59,7 @@ class Observer:
         arrivals, lasted = sum(w.arrivals for w in every), now - every[0].since_s
         stats = [instance.stats() for instance in self._instances.values()]
         running, waiting = sum(s.running for s in stats), sum(s.waiting for s in stats)
-        step = self._clock.split(decode=max(1.0, running / max(1, len(stats))), context=self._context(running))
+        step = self._clock.split(decode=max(1, running // max(1, len(stats))), context=self._context(running))
         window_s = now - seen[0].since_s if seen else 0.0
         return Observation(
             window_s=window_s,

@@ -8,8 +8,26 @@ at the time when it begins. That is equation 1 for instances that are not alike 
 
 from __future__ import annotations
 
-from janus.core.planning.performance import Load, StepTime, step_time
+from typing import TypeAlias
+
+from janus.core.planning.performance import (
+    Deployment,
+    Load,
+    StepTime,
+    attention_layer_s,
+    exchange_layer_s,
+    expert_layer_s,
+    moe_layer_s,
+    other_s,
+    step_time,
+)
 from janus.simulation.config import ClusterConfig
+
+#: Remembered parts of steps, at most: a long run of many different prompts would remember for ever.
+_MOST = 200_000
+#: Seconds of one layer's attention without context, what each token of mean context adds, of the shared experts, of
+#: one layer's exchange, and of a step besides its layers.
+_Own: TypeAlias = tuple[float, float, float, float, float]
 
 
 class StepClock:
@@ -25,9 +43,12 @@ class StepClock:
         self.prefill_rows = 0
         #: Streams of a typical step, and how long it took when ``has_shifted`` last said yes. Without context, as that
         #: is nothing that others change.
-        self._typical = 1.0
+        self._typical = 1
         self._took_s = 0.0
         self._a_max: dict[tuple[int, float], float] = {}
+        self._own: dict[tuple[int, int, int, int], _Own] = {}
+        self._deployments: dict[tuple[int, int], Deployment] = {}
+        self._experts_s: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
 
     def begin(self, *, decode: int, prefill: int) -> None:
         """A step, or a run of alike ones, of so many rows begins."""
@@ -48,28 +69,81 @@ class StepClock:
         took_s = self.step_s(decode=self._typical, context=1.0)
         if abs(took_s - self._took_s) <= self._config.tolerance * self._took_s:
             return False
-        self._typical = max(1.0, self.decode_rows / self.active)
+        self._typical = max(1, self.decode_rows // self.active)
         self._took_s = self.step_s(decode=self._typical, context=1.0)
         return True
 
-    def split(self, *, decode: float, context: float) -> StepTime:
+    def split(self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0) -> StepTime:
         """Return where the seconds of such a step go."""
-        return self._step(decode, context, 0, None)
+        config, active = self._config, max(1, self.active)
+        own = Load(batch=decode * active, context=context, prefill=prefill * active, prefill_context=prefill_context)
+        return step_time(
+            config.model,
+            config.profile,
+            self._deployment(),
+            own,
+            a_max=self._known_a_max,
+            at_experts=self._together(),
+        )
 
-    def step_s(self, *, decode: float, context: float, prefill: int = 0, prefill_context: float | None = None) -> float:
+    def step_s(self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0) -> float:
         """Return the seconds of a step of ``decode`` streams of ``context`` tokens each and ``prefill`` prompt tokens,
         which look back on ``prefill_context`` tokens.
 
-        The step itself has begun: it is part of what the experts compute.
+        The step itself has begun: it is part of what the experts compute. The same as ``split(...).total_s``, from
+        parts that are remembered.
         """
-        return self._step(decode, context, prefill, prefill_context).total_s
+        config, model = self._config, self._config.model
+        if config.micro_batches > 1:
+            split = self.split(decode=decode, context=context, prefill=prefill, prefill_context=prefill_context)
+            return split.total_s
+        deployment = self._deployment()
+        if prefill:
+            # Prompts differ too much to be remembered, but for the rest of the step.
+            _, _, shared, exchange, other = self._own_s(decode, prefill)
+            active = deployment.attention
+            load = Load(
+                batch=decode * active, context=context, prefill=prefill * active, prefill_context=prefill_context
+            )
+            attention, _ = attention_layer_s(model, config.profile, deployment, load)
+        else:
+            fixed, per_token, shared, exchange, other = self._own_s(decode, 0)
+            attention = fixed + per_token * context
+        layer = moe_layer_s(deployment, attention, shared, exchange, self._experts_layer_s())
+        return (model.layers - model.moe_layers) * attention + model.moe_layers * layer + other
 
-    def _step(self, decode: float, context: float, prefill: int, prefill_context: float | None) -> StepTime:
-        config, active = self._config, max(1, self.active)
-        own = Load(batch=decode * active, context=context, prefill=prefill * active, prefill_context=prefill_context)
-        together = Load(batch=self.decode_rows, context=context, prefill=self.prefill_rows)
-        deployment = config.deployment(active, max(1, self.experts))
-        return step_time(config.model, config.profile, deployment, own, a_max=self._known_a_max, at_experts=together)
+    def _own_s(self, decode: int, prefill: int) -> _Own:
+        key = (decode, prefill, max(1, self.active), self.experts)
+        found = self._own.get(key)
+        if found is None:
+            model, profile, deployment = self._config.model, self._config.profile, self._deployment()
+            active = deployment.attention
+            loads = [Load(batch=decode * active, context=c, prefill=prefill * active) for c in (0.0, 1.0)]
+            (fixed, shared), (with_one, _) = (attention_layer_s(model, profile, deployment, each) for each in loads)
+            _, exchange = exchange_layer_s(model, profile, deployment, loads[0])
+            if len(self._own) >= _MOST:
+                self._own.clear()
+            found = (fixed, with_one - fixed, shared, exchange, other_s(model, deployment, loads[0]))
+            self._own[key] = found
+        return found
+
+    def _experts_layer_s(self) -> float:
+        key = (self.decode_rows, self.prefill_rows, self.experts)
+        if key != self._experts_s[0]:
+            load, deployment = self._together(), self._deployment()
+            a_max = self._known_a_max(deployment.experts, max(1.0, load.rows))
+            self._experts_s = (key, expert_layer_s(self._config.model, deployment, load, a_max))
+        return self._experts_s[1]
+
+    def _together(self) -> Load:
+        return Load(batch=self.decode_rows, context=0.0, prefill=self.prefill_rows)
+
+    def _deployment(self) -> Deployment:
+        key = (max(1, self.active), max(1, self.experts))
+        found = self._deployments.get(key)
+        if found is None:
+            found = self._deployments[key] = self._config.deployment(*key)
+        return found
 
     def _known_a_max(self, experts: int, batch: float) -> float:
         found = self._a_max.get((experts, batch))

@@ -84,6 +84,10 @@ class Workload:
             raise ConfigError("rate scale", f"is {factor:g}", "give a positive factor, such as 0.5 or 4")
         return replace(self, at_s=self.at_s / factor, duration_s=self.duration_s / factor)
 
-    def at_most(self, *, prompt: int, output: int) -> Workload:
-        """Return it with longer prompts and outputs cut, as for a model with a short context."""
-        return replace(self, prompt=np.minimum(self.prompt, prompt), output=np.minimum(self.output, output))
+    def within(self, max_model_len: int) -> Workload:
+        """Return it with longer requests cut to a model's context: the prompt first, as the answer is what is paid for.
+
+        A prompt keeps at least half of the context.
+        """
+        prompt = np.minimum(self.prompt, np.maximum(max_model_len - self.output, max_model_len // 2))
+        return replace(self, prompt=prompt, output=np.minimum(self.output, max_model_len - prompt))
