@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "chaos": _BASE | {"cluster"},
     "simulation": _CORE,
     "profiles": _CORE,
+    "profiling": _CORE | {"model", "cluster", "chaos", "profiles"},
 }
 SERVICES = {"janus_gateway", "janus_attention_server", "janus_expert_server", "janus_placement_controller", "janus_cli"}
 #: Third-party module -> the files that may import it.

@@ -72,5 +72,6 @@ def _fp8(quantised: Mapping[str, Any]) -> float:
     """Bytes per parameter: one, and its part of the scale of the block that it is in."""
     block = quantised.get("weight_block_size")
     if isinstance(block, list | tuple) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
-        return 1 + _FP8_SCALE / (block[0] * block[1])
+        rows, columns = block
+        return 1 + _FP8_SCALE / float(rows * columns)
     return 1.0

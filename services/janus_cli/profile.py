@@ -1,0 +1,87 @@
+"""``janus profile``: measures this machine's services and writes the profile that ``janus plan`` reckons with."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.table import Table
+
+from janus.config.fields import check_ranges, option
+from janus.config.options import DType
+from janus.errors import ConfigError, LaunchError
+from janus_cli.console import output, tell
+from janus_cli.up import show_launch_error
+
+if TYPE_CHECKING:
+    from janus.profiling.campaign import Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """Measure what this machine's attention- and expert-servers take, and write it to a profile for janus plan.
+
+    Starts small clusters, one after the other, puts load on them, and fits the rates of the planner's model to what
+    their counters say. Nothing else should run meanwhile.
+    """
+
+    model: Path | None = option(
+        None, help="Model directory to measure with.", default_text="two with random weights, written for the purpose"
+    )
+    out: Path = option(Path("janus-profile.toml"), help="File to write.")
+    quick: bool = option(False, help="Fewer points: a minute or two, and wider intervals.")
+    dtype: DType = option("float32", help="Type of weights, KV cache and activations.")
+    threads: int = option(
+        1, help="CPU threads of each instance; what is planned with the profile should have as many.", minimum=1
+    )
+    observations: Path | None = option(None, help="JSON file for every point that was measured.", default_text="none")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def profile(options: ProfileOptions) -> int:
+    """Measure, fit, write, show."""
+    from janus.profiles import write_profile
+    from janus.profiling.campaign import Settings, run
+
+    settings = Settings(model=options.model, quick=options.quick, dtype=options.dtype, threads=options.threads)
+    if not options.out.resolve().parent.is_dir():
+        raise ConfigError("--out", f"{options.out.parent} is no directory", "name a file that can be written")
+    try:
+        result = asyncio.run(run(settings, tell))
+    except LaunchError as error:
+        show_launch_error(error)
+        return 1
+    write_profile(result.fit.profile, options.out)
+    if options.observations is not None:
+        _write_observations(options.observations, result)
+    _show(options, result)
+    return 0
+
+
+def _write_observations(path: Path, result: Result) -> None:
+    from janus.profiling.report import as_json
+
+    text = msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode()
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("--observations", f"{path}: {error.strerror}", "name a file that can be written") from error
+
+
+def _show(options: ProfileOptions, result: Result) -> None:
+    from janus.profiling.report import goodness, rows
+
+    console = output()
+    table = Table(box=None, pad_edge=False)
+    for column in ("figure", "what", "value", "95 % interval"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for row in rows(result.fit.profile):
+        table.add_row(*row)
+    console.print(table)
+    console.print(goodness(result), soft_wrap=True)
+    console.print(f"written to {options.out}", soft_wrap=True)
