@@ -93,7 +93,13 @@ class RoutingOptions:
         minimum=0,
         panel=_ROUTING,
     )
-    placement: PlacementName = option("activation-aware", help="Who places replicas.", panel=_ROUTING)
+    placement: PlacementName | None = option(
+        None,
+        help="Who places replicas.",
+        # Where tokens choose experts independently, as in synthetic routing, the even deal is as good.
+        default_text="with a trace activation-aware, else static",
+        panel=_ROUTING,
+    )
     scheduler: Literal["aebs", "aebs-greedy", "random", "static", "token-balanced"] = option(
         "aebs", help="Who chooses replicas.", panel=_ROUTING
     )
@@ -321,7 +327,7 @@ def a_max_table(options: RoutingOptions, model: ModelSizes, slots: int, most: in
         num_experts=model.experts,
         slots=slots,
         instances=instance_grid(least_experts(model, slots), max(most, least_experts(model, slots))),
-        policy=options.placement,
+        policy=options.placement or ("static" if options.trace is None else "activation-aware"),
         scheduler=fastest_scheduler(options.scheduler),
         draws=options.draws,
         seed=options.seed,

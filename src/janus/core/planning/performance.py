@@ -156,7 +156,8 @@ def moe_layer_s(deployment: Deployment, attention: float, shared: float, exchang
     parts = deployment.micro_batches
     if deployment.colocated:
         # The same devices do everything but wait.
-        return larger(parts * (attention + shared + experts), attention + larger(shared, exchange) + experts)
+        together: float = larger(parts * (attention + shared + experts), attention + larger(shared, exchange) + experts)
+        return together
     alone = attention + larger(shared, exchange + experts)
     busiest = parts * larger(attention + shared, experts)
     a, e = deployment.attention_device, deployment.expert_device
@@ -166,7 +167,8 @@ def moe_layer_s(deployment: Deployment, attention: float, shared: float, exchang
         work = (attention + shared) * smaller(1.0, deployment.attention / cores)
         work += experts * smaller(1.0, deployment.experts / cores)
         busiest = larger(busiest, parts * work)
-    return larger(alone, busiest)
+    longest: float = larger(alone, busiest)
+    return longest
 
 
 def attention_layer_s(

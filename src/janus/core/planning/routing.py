@@ -74,7 +74,7 @@ def _log_popularity(experts: int, popularity: float | Sequence[float]) -> npt.ND
     if isinstance(popularity, int | float):
         if not (math.isfinite(popularity) and popularity >= 0):
             raise ConfigError("popularity", f"is the exponent {popularity}", "give 0 (all alike) or more")
-        return -popularity * np.log(np.arange(1.0, experts + 1))
+        return np.asarray(-popularity * np.log(np.arange(1.0, experts + 1)))
     given = np.array(popularity, dtype=np.float64)
     if given.shape != (experts,) or not (np.isfinite(given) & (given > 0)).all():
         raise ConfigError("popularity", f"has the shape {given.shape}", f"give {experts} positive numbers")
