@@ -7,9 +7,12 @@ import gc
 import os
 from pathlib import Path
 
+import pytest
+
+from janus.errors import LinkError
 from janus.messages.control import Leave
 from janus.transport import Link, TransportKind
-from tests.transport.helpers import Echo, Recorder, dial, post, serving
+from tests.transport.helpers import Echo, Recorder, dial, eventually, post, serving
 
 
 def descriptors() -> int:
@@ -50,3 +53,35 @@ async def test_nothing_grows_over_a_hundred_connections(kind: TransportKind) -> 
         assert resident_mb() - memory < 8
         assert after[0] <= before[0] + 3, "descriptors"
         assert after[1:] == before[1:]
+
+
+@pytest.mark.parametrize("kind", ["ucx", "tcp"])
+@pytest.mark.parametrize("stranger", [False, True], ids=["nobody", "stranger"])
+async def test_failed_connects_leave_nothing_to_the_collector(kind: TransportKind, stranger: bool) -> None:
+    """It runs seldom in a service, and an instance whose controller is gone tries again and again."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    if not stranger:
+        server.close()
+
+    async def fail() -> int:
+        with pytest.raises(LinkError):
+            await dial(kind, port, Recorder())
+        return descriptors()
+
+    gc.collect()
+    gc.disable()
+    try:
+        first = await fail()
+        for _ in range(5):
+            await eventually(lambda: descriptors() <= first)
+            await fail()
+        await eventually(lambda: descriptors() <= first)
+    finally:
+        gc.enable()
+        server.close()
+        await server.wait_closed()

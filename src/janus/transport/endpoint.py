@@ -305,5 +305,9 @@ async def connect(
             opening.fail(LinkBroken(wire.address, "the connect was cancelled"))
         raise
     if isinstance(result, LinkError):
-        raise result
+        try:
+            raise result
+        finally:
+            # The error's traceback holds this frame: it shall not hold the error, or both would wait for the collector.
+            del result, opened
     return result

@@ -61,6 +61,11 @@ class UcxWire:
             engine.endpoint_lost(self)
             engine.kick()
 
+    @classmethod
+    def open(cls, engine: Engine, ip: str, port: int, address: str, pool: BufferPool | None) -> UcxWire:
+        """Return a wire to a listener that may not be there. Nobody but the wire has the endpoint, which keeps UCX."""
+        return cls(engine, engine.api.UCXEndpoint.create(engine.worker, ip, port, True), address, pool)
+
     # -- the contract ---------------------------------------------------------------------------------------------
 
     def start(self, handler: WireHandler) -> None:
@@ -312,6 +317,11 @@ class UcxListener:
             log.warning("connection_refused", address=wire.address, problem=error.problem)
 
 
+def _settle(opened: asyncio.Future[LinkError | None], result: LinkError | None) -> None:
+    if not opened.done():
+        opened.set_result(result)
+
+
 class UcxTransport:
     """``Transport`` over UCX."""
 
@@ -323,32 +333,30 @@ class UcxTransport:
         address = f"{host}:{port}"
         opened: asyncio.Future[LinkError | None] = loop.create_future()
 
-        def settle(result: LinkError | None) -> None:
-            if not opened.done():
-                opened.set_result(result)
-
+        settle = functools.partial(_settle, opened)
         engine = Engine.acquire()
         wire: UcxWire | None = None
         timer = loop.call_later(timeout_s, settle, DeadlineExceeded(address, f"no connection within {timeout_s:g} s"))
         try:
             # UCX would resolve the name itself, but blocking; and it listens on IPv4 only.
             infos = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
-            endpoint = engine.api.UCXEndpoint.create(engine.worker, infos[0][4][0], port, True)
-            wire = UcxWire(engine, endpoint, address, pool)
+            wire = UcxWire.open(engine, str(infos[0][4][0]), port, address, pool)
             wire.send_prologue()
             wire.receive_prologue(settle)
-            problem = await opened
-            if problem is not None:
+            if problem := await opened:
                 raise problem
         except BaseException as error:
             if wire is not None:
                 wire.close()
+            problem = None
             if isinstance(error, Exception) and not isinstance(error, LinkError):
                 raise LinkBroken(address, f"cannot connect: {error}") from error
             raise
         finally:
             timer.cancel()
             engine.release()
+            # The error's traceback holds this frame: it shall not hold the error, or both would wait for the collector.
+            del opened, settle
         return wire
 
     def hold(self) -> Callable[[], None]:
