@@ -14,7 +14,7 @@ from janus.simulation.batching import SteadyBatcher
 from janus.simulation.config import ClusterConfig, Fault, Slo
 from janus.simulation.report import Report
 from janus.simulation.simulator import Simulation
-from janus.simulation.workloads import Lengths, Workload, bursty, constant, poisson
+from janus.simulation.workloads import ClosedLoop, Lengths, Workload, bursty, constant, poisson
 from tests.simulation.clusters import BATCHER, DEVICE, PROFILE, cluster
 
 SHORT = Lengths(prompt=40, output=30)
@@ -192,3 +192,12 @@ def test_a_node_takes_all_its_processes_along() -> None:
 def test_a_cluster_that_cannot_hold_the_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="give at least 4 instances, or 16 slots"):
         cluster(1, experts=2, slots=8)
+
+
+def test_clients_that_wait_for_their_answers_keep_as_many_requests_in_flight() -> None:
+    simulation = Simulation(cluster(2), ClosedLoop(streams=6, requests=60, prompt=20, output=40))
+    report = simulation.run()
+    assert report.outcomes == {"finished": 60}
+    assert report.in_flight == pytest.approx(6, rel=0.02)
+    assert report.output_tokens == 60 * 40
+    assert report.duration_s == pytest.approx(report.ended_s)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from janus.core.admission import AdmissionConfig
 from janus.core.batcher_config import BatcherConfig
+from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.performance import AMax, Deployment
 from janus.core.planning.sizes import ModelSizes
@@ -30,6 +31,8 @@ class ClusterConfig:
     expert_device: Device | None = None
     tensor_parallel: int = 1
     micro_batches: int = 1
+    #: Ways to exchange that the cluster has.
+    modes: tuple[Mode, ...] = MODES
     #: ``janus.core.placing.POLICIES``.
     placement: str = "static"
     heartbeat_s: float = 0.5

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from janus.simulation.config import ClusterConfig, Slo
 from janus.simulation.records import Records, SizeChange, Struck
-from janus.simulation.workloads.workload import Workload
 
 _Floats = npt.NDArray[np.float64]
 
@@ -73,31 +72,33 @@ class Report:
         cls,
         records: Records,
         *,
-        workload: Workload,
+        workload: str,
+        duration_s: float,
         slo: Slo,
         config: ClusterConfig,
         device_s: dict[str, float],
         tokens_by_then: int,
         now: float,
     ) -> Report:
-        """Sum up.
+        """Sum up the run of ``workload``.
 
         Args:
-            device_s: device-seconds by role until the last moment at which requests arrive.
+            duration_s: how long requests arrived.
+            device_s: device-seconds by role until then.
             tokens_by_then: output tokens until then.
         """
         ttft, tpot, tokens = (np.array(each) for each in (records.ttft_s, records.tpot_s, records.tokens_of))
         arrived, ended = np.array(records.arrived_s), np.array(records.ended_s)
         met = np.array([slo.met(tpot_s=t, ttft_s=f) for t, f in zip(tpot, ttft, strict=True)], dtype=bool)
-        ended_s = float(max(ended.max(initial=0.0), workload.duration_s))
+        ended_s = float(max(ended.max(initial=0.0), duration_s))
         deployment = config.deployment(1, 1)
         hours = {role: seconds / 3600 for role, seconds in device_s.items()}
         devices_s = sum(device_s.values())
         # What was in the cluster while requests arrived.
-        stayed = np.minimum(ended, workload.duration_s) - arrived
+        stayed = np.minimum(ended, duration_s) - arrived
         return cls(
-            workload=workload.name,
-            duration_s=workload.duration_s,
+            workload=workload,
+            duration_s=duration_s,
             ended_s=now if not len(ended) else float(ended.max()),
             requests=records.arrivals,
             outcomes=dict(sorted(records.outcomes.items())),
@@ -110,7 +111,7 @@ class Report:
             goodput_requests_s=float(met.sum()) / ended_s,
             goodput_tokens_s=float(tokens[met].sum()) / ended_s,
             throughput_tokens_s=records.output_tokens / ended_s,
-            in_flight=float(stayed.sum()) / workload.duration_s,
+            in_flight=float(stayed.sum()) / duration_s,
             device_hours=hours,
             cost=hours["attention"] * deployment.attention_device.cost_per_hour
             + hours["expert"] * deployment.expert_device.cost_per_hour,

@@ -26,10 +26,15 @@ from janus.simulation.records import Records, SizeChange, Struck
 from janus.simulation.report import Report
 from janus.simulation.scaler import Scaler
 from janus.simulation.timing import StepClock
+from janus.simulation.workloads.closed import ClosedLoop
 from janus.simulation.workloads.workload import Workload
 
 #: After the last arrival, requests in flight have so many seconds to end.
 _LAST_S = 3600.0
+
+
+def _never() -> bool:
+    return False
 
 
 class Simulation:
@@ -38,7 +43,7 @@ class Simulation:
     def __init__(
         self,
         config: ClusterConfig,
-        workload: Workload,
+        workload: Workload | ClosedLoop,
         *,
         slo: Slo | None = None,
         seed: int = 0,
@@ -73,8 +78,13 @@ class Simulation:
         )
         self.control = ControlPlane(config, agenda=self.agenda, hooks=hooks)
         self.control.start()
-        self._next = 0
-        self._schedule_arrival()
+        self._next = self._coming = 0
+        if isinstance(workload, ClosedLoop):
+            self.gateway.ended = self._ask_again
+            for _ in range(min(workload.streams, workload.requests)):
+                self._ask_again()
+        else:
+            self._schedule_arrival()
         for fault in faults:
             self.agenda.at(fault.at_s, partial(self._strike, fault))
         self._scaler = scaler
@@ -94,22 +104,28 @@ class Simulation:
 
     def run(self) -> Report:
         """Let all requests arrive and end, and return what happened."""
-        self.agenda.run(self.workload.duration_s)
+        workload = self.workload
+        arriving_s = _LAST_S if isinstance(workload, ClosedLoop) else workload.duration_s
+        self.agenda.run(arriving_s, done=self._is_over if isinstance(workload, ClosedLoop) else _never)
         self._settle()
-        device_s, tokens = self.control.device_s(), self.records.output_tokens
+        arriving_s, device_s, tokens = self.agenda.now, self.control.device_s(), self.records.output_tokens
         if self.gateway.in_flight:
-            self.agenda.run(self.workload.duration_s + _LAST_S, done=lambda: not self.gateway.in_flight)
+            self.agenda.run(arriving_s + _LAST_S, done=self._is_over)
         self._settle()
         self.check()
         return Report.of(
             self.records,
-            workload=self.workload,
+            workload=workload.name,
+            duration_s=arriving_s,
             slo=self.slo,
             config=self.config,
             device_s=device_s,
             tokens_by_then=tokens,
             now=self.agenda.now,
         )
+
+    def _is_over(self) -> bool:
+        return not self.gateway.in_flight and not self._coming
 
     def check(self) -> None:
         """Raise ``AssertionError`` unless every invariant holds: of the gateway and of every batcher."""
@@ -124,14 +140,31 @@ class Simulation:
     # -- arrivals --------------------------------------------------------------------------------------------------
 
     def _schedule_arrival(self) -> None:
-        if self._next < len(self.workload):
-            self.agenda.at(float(self.workload.at_s[self._next]), self._arrive)
+        workload = self.workload
+        if isinstance(workload, Workload) and self._next < len(workload):
+            self.agenda.at(float(workload.at_s[self._next]), self._arrive)
 
     def _arrive(self) -> None:
         index, workload = self._next, self.workload
+        assert isinstance(workload, Workload)
         self._next += 1
         self.gateway.arrive(index, prompt=int(workload.prompt[index]), output=int(workload.output[index]))
         self._schedule_arrival()
+
+    def _ask_again(self) -> None:
+        """One of the clients that wait for their answers sends its next request, in an event of its own."""
+        index, workload = self._next, self.workload
+        assert isinstance(workload, ClosedLoop)
+        if index >= workload.requests:
+            return
+        self._next += 1
+        self._coming += 1
+
+        def arrive() -> None:
+            self._coming -= 1
+            self.gateway.arrive(index, prompt=workload.prompt, output=workload.output)
+
+        self.agenda.after(0.0, arrive)
 
     # -- the cluster -----------------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ class StepClock:
             own,
             a_max=self._known_a_max,
             at_experts=self._together(),
+            modes=config.modes,
         )
 
     def step_s(self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0) -> float:
@@ -120,7 +121,7 @@ class StepClock:
             active = deployment.attention
             loads = [Load(batch=decode * active, context=c, prefill=prefill * active) for c in (0.0, 1.0)]
             (fixed, shared), (with_one, _) = (attention_layer_s(model, profile, deployment, each) for each in loads)
-            _, exchange = exchange_layer_s(model, profile, deployment, loads[0])
+            _, exchange = exchange_layer_s(model, profile, deployment, loads[0], self._config.modes)
             if len(self._own) >= _MOST:
                 self._own.clear()
             found = (fixed, with_one - fixed, shared, exchange, other_s(model, deployment, loads[0]))
