@@ -50,11 +50,8 @@ def attention_memory(
         tensor_parallel: devices of the instance.
         rows: tokens that its largest step computes; ``streams`` unless more.
     """
-    width = model.activation_width
-    vocabulary = model.head_params / model.hidden
-    rows = max(rows, streams)
-    # The activations of a layer, and a row of the output matrix per stream, in float32.
-    buffers = rows * _ROWS_ALIVE * model.row_bytes + streams * vocabulary * max(width, 4.0)
+    activations, logits = _row_bytes(model)
+    buffers = max(rows, streams) * activations + streams * logits
     return MemoryBudget(
         weights=model.attention_side_bytes / tensor_parallel,
         kv=streams * kv_bytes_per_stream(model, context, tensor_parallel),
@@ -91,11 +88,12 @@ def most_streams(
     model: ModelSizes, device: Device, *, context: float, tensor_parallel: int = 1, rows: float = 0.0
 ) -> int:
     """Return how many streams of ``context`` tokens fit on one attention instance; 0 = not one, or not its weights."""
-    empty = attention_memory(model, device, streams=0, context=context, tensor_parallel=tensor_parallel, rows=rows)
-    one = attention_memory(model, device, streams=1, context=context, tensor_parallel=tensor_parallel)
-    each = one.total - one.weights
-    room = empty.usable - empty.total
-    return max(0, math.floor(room / each + 1e-9)) if room > 0 else 0
+    activations, logits = _row_bytes(model)
+    each = kv_bytes_per_stream(model, context, tensor_parallel) + logits
+    room = USABLE_MEMORY * device.memory_bytes - model.attention_side_bytes / tensor_parallel
+    # Streams beyond the rows of the largest step have activations of their own.
+    beside, beyond = (room - rows * activations) / each, room / (each + activations)
+    return max(0, math.floor((beside if beside <= rows else beyond) * (1 + 1e-12)))
 
 
 def most_slots(model: ModelSizes, device: Device, *, rows: float = 0.0) -> int:
@@ -111,6 +109,12 @@ def least_experts(model: ModelSizes, slots: int) -> int:
         ZeroDivisionError: there are no slots.
     """
     return -(-model.experts // slots)
+
+
+def _row_bytes(model: ModelSizes) -> tuple[float, float]:
+    """Bytes of buffers per row: a layer's activations, and, of a stream, what the output matrix gives, in float32."""
+    vocabulary = model.head_params / model.hidden
+    return _ROWS_ALIVE * model.row_bytes, vocabulary * 4.0
 
 
 def _expert_buffers(model: ModelSizes, rows: float) -> float:
