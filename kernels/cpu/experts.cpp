@@ -1,4 +1,5 @@
-// The experts of one MoE layer: y[n] = sum over k of weight[n, k] * down(silu(gate(x[n])) * up(x[n])).
+// The experts of one MoE layer: y[n] = sum over k of weight[n, k] * down(silu(gate(x[n])) * up(x[n])). The products may
+// have biases, and gpt-oss's clamped activation may be between them.
 //
 // Rows are grouped by expert, so that an expert's weights are read from memory once per call. Phase 1 computes the
 // hidden activations, a task per expert and slice of hidden units. Phase 2 gives each task a slice of output columns
@@ -8,14 +9,25 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace janus {
+
+// What an expert computes. `clamped`: (clip(up, limit) + 1) * g * sigmoid(alpha * g), g = min(gate, limit).
+struct ExpertShape {
+  int64_t dtype, hidden, width, bias, clamped;
+  double alpha, limit;
+};
+
 namespace {
 
 constexpr long kTasksPerThread = 16;  // so that threads finish a phase within a sixteenth of each other
 
+// Where things lie in a packed expert: gate and up, down, and with a bias, f32 in whole panels, those of both.
 struct Shape {
   long hidden, width;
+  bool bias;
+  explicit Shape(const ExpertShape& shape) : hidden(shape.hidden), width(shape.width), bias(shape.bias != 0) {}
   long gate_up_panels() const { return ceil_div(width, 16); }  // 16 gate and their 16 up columns each
   long down_panels() const { return ceil_div(hidden, kPanel); }
   long padded_width() const { return round_up(width, 16); }
@@ -27,19 +39,46 @@ struct Shape {
   long down_size() const {
     return down_panels() * panel_size<T>(width);
   }
+  template <typename T>
+  long bytes() const {
+    const long biases = bias ? (gate_up_panels() + down_panels()) * kPanel : 0;
+    return (gate_up_size<T>() + down_size<T>()) * long(sizeof(T)) + biases * long(sizeof(float));
+  }
+  template <typename T, typename Byte>
+  auto gate_up_bias(Byte* packed) const {  // the down bias follows
+    return reinterpret_cast<std::conditional_t<std::is_const_v<Byte>, const float, float>*>(
+        packed + (gate_up_size<T>() + down_size<T>()) * long(sizeof(T)));
+  }
 };
 
 template <typename T>
-void pack(Shape shape, const T* gate_up, const T* down, T* packed) {
-  long width = shape.width;
-  pack_panels(packed, gate_up, shape.gate_up_panels() * kPanel, shape.hidden, [width](long c) {
+void pack(Shape shape, const T* gate_up, const T* down, const T* gate_up_bias, const T* down_bias, T* packed) {
+  const long width = shape.width;
+  auto unit_row = [width](long c) {
     long unit = c / kPanel * 16 + c % 16;
     if (unit >= width) return -1L;
     return c % kPanel < 16 ? unit : width + unit;
-  });
-  pack_panels(packed + shape.gate_up_size<T>(), down, shape.hidden, width,
-              [&](long c) { return c < shape.hidden ? c : -1L; });
+  };
+  auto down_row = [&](long c) { return c < shape.hidden ? c : -1L; };
+  pack_panels(packed, gate_up, shape.gate_up_panels() * kPanel, shape.hidden, unit_row);
+  pack_panels(packed + shape.gate_up_size<T>(), down, shape.hidden, width, down_row);
+  if (!shape.bias) return;
+  float* biases = shape.gate_up_bias<T>(reinterpret_cast<char*>(packed));
+  auto spread = [&biases](const T* from, long columns, auto row_of) {
+    for (long c = 0; c < columns; ++c) *biases++ = row_of(c) < 0 ? 0.0f : to_float(from[row_of(c)]);
+  };
+  spread(gate_up_bias, shape.gate_up_panels() * kPanel, unit_row);
+  spread(down_bias, shape.down_panels() * kPanel, down_row);
 }
+
+struct Clamped {
+  float alpha, limit;
+  f32x16 operator()(f32x16 gate, f32x16 up) const {
+    gate = min16(gate, splat(limit));
+    up = max16(min16(up, splat(limit)), splat(-limit));
+    return gate / (exp16(gate * -alpha) + 1.0f) * (up + 1.0f);
+  }
+};
 
 // Rows in several pieces of memory, with what is wanted for each: several dispatches are computed as one.
 template <typename T>
@@ -112,7 +151,9 @@ struct Groups {
 };
 
 template <typename T>
-int64_t forward(Shape shape, const void* const* held, long num_slots, const Input<T>& in) {
+int64_t forward(const ExpertShape& what, const void* const* held, long num_slots, const Input<T>& in) {
+  const Shape shape(what);
+  const Clamped clamped{float(what.alpha), float(what.limit)};
   Pool& pool = Pool::get();
   auto held_lock = pool.lock();
   static Groups groups;  // guarded by the pool's lock; keeps its memory between calls
@@ -140,10 +181,16 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, const Inpu
     const long first = groups.start[slot], count = groups.start[slot + 1] - first;
     const Entry* rows = groups.entries.data() + first;
     const long begin = task % slices * per_task, end = std::min(shape.gate_up_panels(), begin + per_task);
+    const float* bias = shape.bias ? shape.gate_up_bias<T>(static_cast<const char*>(held[slot])) : nullptr;
     times_panels(
         w, begin, end, hidden, count, [&](long i) { return table.x[size_t(rows[i].row)]; },
         [&](long i, long column, f32x16 gate, f32x16 up) {
-          store16(inner + (first + i) * padded + column / 2, silu16(gate) * up);  // 32 columns are 16 units
+          if (bias) {
+            gate += load16(bias + column);
+            up += load16(bias + column + 16);
+          }
+          // 32 columns are 16 units.
+          store16(inner + (first + i) * padded + column / 2, what.clamped ? clamped(gate, up) : silu16(gate) * up);
         });
   };
 
@@ -160,11 +207,18 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, const Inpu
       const T* next_expert = i + 1 < active ? down_weights(i + 1) + begin * down_panel : nullptr;
       const long first = groups.start[groups.active[i]], count = groups.start[groups.active[i] + 1] - first;
       const Entry* rows = groups.entries.data() + first;
+      const float* bias = nullptr;
+      if (shape.bias)
+        bias = shape.gate_up_bias<T>(static_cast<const char*>(held[groups.active[i]])) + shape.gate_up_panels() * kPanel;
       for (long p = begin; p < end; ++p)
         times_panel(
             w + p * down_panel, shape.width, count, p + 1 < end ? w + (p + 1) * down_panel : next_expert,
             [&](long r) { return inner + (first + r) * padded; },
             [&](long r, f32x16 a, f32x16 b) {
+              if (bias) {
+                a += load16(bias + p * kPanel);
+                b += load16(bias + p * kPanel + 16);
+              }
               float* y = sums + rows[r].row * stride + p * kPanel;
               store16(y, load16(y) + rows[r].weight * a);
               store16(y + 16, load16(y + 16) + rows[r].weight * b);
@@ -191,46 +245,43 @@ int64_t forward(Shape shape, const void* const* held, long num_slots, const Inpu
 
 using namespace janus;
 
-// Bytes of one packed expert: gate_up [2 * width, hidden] and down [hidden, width].
-JANUS_API int64_t janus_expert_bytes(int64_t dtype, int64_t hidden, int64_t width) {
-  Shape shape{hidden, width};
-  if (dtype == kBfloat16) return (shape.gate_up_size<bf16>() + shape.down_size<bf16>()) * sizeof(bf16);
-  return (shape.gate_up_size<float>() + shape.down_size<float>()) * sizeof(float);
+// Bytes of one packed expert: gate_up [2 * width, hidden], down [hidden, width], and their biases where there are some.
+JANUS_API int64_t janus_expert_bytes(const ExpertShape* shape) {
+  return shape->dtype == kBfloat16 ? Shape(*shape).bytes<bf16>() : Shape(*shape).bytes<float>();
 }
 
-JANUS_API void janus_pack_expert(int64_t dtype, int64_t hidden, int64_t width, const void* gate_up, const void* down,
-                                 void* packed) {
-  Shape shape{hidden, width};
-  if (dtype == kBfloat16) {
-    pack(shape, static_cast<const bf16*>(gate_up), static_cast<const bf16*>(down), static_cast<bf16*>(packed));
+// The biases [2 * width] and [hidden] are in dtype too, and are not read where the shape has none.
+JANUS_API void janus_pack_expert(const ExpertShape* shape, const void* gate_up, const void* down,
+                                 const void* gate_up_bias, const void* down_bias, void* packed) {
+  if (shape->dtype == kBfloat16) {
+    pack(Shape(*shape), static_cast<const bf16*>(gate_up), static_cast<const bf16*>(down),
+         static_cast<const bf16*>(gate_up_bias), static_cast<const bf16*>(down_bias), static_cast<bf16*>(packed));
   } else {
-    pack(shape, static_cast<const float*>(gate_up), static_cast<const float*>(down), static_cast<float*>(packed));
+    pack(Shape(*shape), static_cast<const float*>(gate_up), static_cast<const float*>(down),
+         static_cast<const float*>(gate_up_bias), static_cast<const float*>(down_bias), static_cast<float*>(packed));
   }
 }
 
 // As janus_experts for `parts` dispatches at once, each with its own memory: counts[p] rows x[p], slots[p], weights[p],
 // and out[p]. A row's result is the same in whatever company it comes.
-JANUS_API int64_t janus_experts_joint(int64_t dtype, int64_t hidden, int64_t width, const void* const* held,
-                                      int64_t num_slots, int64_t parts, int64_t k, const int64_t* counts,
-                                      const void* const* x, const int32_t* const* slots, const float* const* weights,
-                                      void* const* out) {
-  Shape shape{hidden, width};
-  if (dtype == kBfloat16) {
+JANUS_API int64_t janus_experts_joint(const ExpertShape* shape, const void* const* held, int64_t num_slots,
+                                      int64_t parts, int64_t k, const int64_t* counts, const void* const* x,
+                                      const int32_t* const* slots, const float* const* weights, void* const* out) {
+  if (shape->dtype == kBfloat16) {
     Input<bf16> in{parts, k, counts, reinterpret_cast<const bf16* const*>(x), slots, weights,
                    reinterpret_cast<bf16* const*>(out)};
-    return forward(shape, held, num_slots, in);
+    return forward(*shape, held, num_slots, in);
   }
   Input<float> in{parts, k, counts, reinterpret_cast<const float* const*>(x), slots, weights,
                   reinterpret_cast<float* const*>(out)};
-  return forward(shape, held, num_slots, in);
+  return forward(*shape, held, num_slots, in);
 }
 
 // held [num_slots]: packed experts, null where a slot is empty. slots [n, k]: -1 = not here. out [n, hidden] in dtype.
 // Returns 0, or 1 + the first slot id that is out of range or empty (out is then not written).
-JANUS_API int64_t janus_experts(int64_t dtype, int64_t hidden, int64_t width, const void* const* held,
-                                int64_t num_slots, int64_t n, int64_t k, const void* x, const int32_t* slots,
-                                const float* weights, void* out) {
-  return janus_experts_joint(dtype, hidden, width, held, num_slots, 1, k, &n, &x, &slots, &weights, &out);
+JANUS_API int64_t janus_experts(const ExpertShape* shape, const void* const* held, int64_t num_slots, int64_t n,
+                                int64_t k, const void* x, const int32_t* slots, const float* weights, void* out) {
+  return janus_experts_joint(shape, held, num_slots, 1, k, &n, &x, &slots, &weights, &out);
 }
 
 JANUS_API void janus_configure(int64_t threads, int64_t spin_us) {

@@ -60,17 +60,17 @@ def test_fused_experts_are_read_by_slice(random_model: Callable[..., Path]) -> N
         for expert in range(8):
             for name in ("gate", "up", "down"):
                 del tensors[f"{prefix}.{expert}.{name}_proj.weight"]
-        tensors[f"{prefix}.gate_up_proj"] = torch.stack([gate_up for gate_up, _ in want])
-        tensors[f"{prefix}.down_proj"] = torch.stack([down for _, down in want])
+        tensors[f"{prefix}.gate_up_proj"] = torch.stack([weights.gate_up for weights in want])
+        tensors[f"{prefix}.down_proj"] = torch.stack([weights.down for weights in want])
 
     rewrite(path, fuse)
     fused = Checkpoint.open(path)
-    for expert, (gate_up, down) in enumerate(want):
+    for expert, weights in enumerate(want):
         before = fused.bytes_read
         got = fused.read_expert(0, expert, torch.float32)
-        assert torch.equal(got[0], gate_up)
-        assert torch.equal(got[1], down)
-        assert fused.bytes_read - before == gate_up.nbytes + down.nbytes
+        assert torch.equal(got.gate_up, weights.gate_up)
+        assert torch.equal(got.down, weights.down)
+        assert fused.bytes_read - before == weights.gate_up.nbytes + weights.down.nbytes
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from janus.errors import ReplicaMissing
 from janus.model.checkpoint import Checkpoint
+from janus.model.config import ClampedSwiglu, ModelConfig
+from janus.model.expert_weights import ExpertWeights
 from janus.model.experts import ExpertBank
 from janus.model.random_model import random_config, write_random_model
 
@@ -84,6 +86,43 @@ def test_equals_oracle(checkpoint: Checkpoint, dtype: torch.dtype, kernels: bool
         # The hidden activations are rounded to bf16 (8 bits) before the second product, the output once more.
         torch.testing.assert_close(got.double(), want, atol=0.01 * scale, rtol=0.02)
     assert torch.equal(got[(slots < 0).all(dim=1)], torch.zeros_like(got[(slots < 0).all(dim=1)]))
+
+
+def clamped_config(hidden: int, width: int) -> ModelConfig:
+    """Experts as gpt-oss has them; the limit is low, so that some values are clipped on either side."""
+    config = random_config(hidden_size=hidden, moe_intermediate_size=width, num_layers=1, num_experts=4)
+    return replace(config, expert_bias=True, swiglu=ClampedSwiglu(alpha=1.3, limit=0.8))
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize(("hidden", "width"), [(64, 32), (70, 19), (34, 48)])
+def test_biases_and_the_clamped_activation(dtype: torch.dtype, kernels: bool, hidden: int, width: int) -> None:
+    bank = ExpertBank(clamped_config(hidden, width), 1, 4, dtype, kernels=kernels)
+    assert bank.expert_nbytes >= bank.config.expert_parameters * dtype.itemsize
+    generator = torch.Generator().manual_seed(hidden)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * 0.2).to(dtype)
+
+    held = [ExpertWeights(draw(2 * width, hidden), draw(hidden, width), draw(2 * width), draw(hidden)) for _ in "abcd"]
+    for slot, weights in enumerate(held):
+        bank._layers[0].fill(slot, weights)
+        bank.hold(0, slot, slot)
+    x = torch.randn(9, hidden, generator=generator).to(dtype)
+    slots = torch.randint(-1, 4, (9, 2), generator=generator, dtype=torch.int32)
+    gates = torch.rand(9, 2, generator=generator)
+    want, clipped = torch.zeros(9, hidden, dtype=torch.float64), 0
+    for row, column in torch.argwhere(slots >= 0).tolist():
+        gate_up, down, gate_up_bias, down_bias = (part.double() for part in held[int(slots[row, column])].tensors())
+        gate, up = (gate_up @ x[row].double() + gate_up_bias).chunk(2)
+        clipped += int((gate > 0.8).sum() + (up.abs() > 0.8).sum())
+        glu = gate.clamp(max=0.8) * torch.sigmoid(1.3 * gate.clamp(max=0.8))
+        want[row] += gates[row, column].double() * (down @ ((up.clamp(-0.8, 0.8) + 1) * glu) + down_bias)
+    assert clipped
+    got = bank.forward(0, x, slots, gates).double()
+    atol, rtol = (1e-5, 1e-5) if dtype == torch.float32 else (0.02, 0.02)
+    torch.testing.assert_close(got, want, atol=atol, rtol=rtol)
 
 
 def test_rows_do_not_see_each_other(checkpoint: Checkpoint) -> None:
@@ -255,7 +294,7 @@ def test_an_emptied_slot_takes_no_memory() -> None:
     assert bank.resident_nbytes == 2 * bank.expert_nbytes
     assert bool((bank.room(0, 6) == 1).all())
     # And may be filled again.
-    bank._layers[0].fill(0, gate_up, down)
+    bank._layers[0].fill(0, ExpertWeights(gate_up, down))
     bank.hold(0, 0, 5)
     y = bank.forward(0, torch.zeros(1, 512), torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1))
     assert torch.equal(y, torch.zeros(1, 512))

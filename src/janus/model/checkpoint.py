@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from janus.errors import CheckpointError
 from janus.model.config import ModelConfig, read_json
+from janus.model.expert_weights import ExpertWeights, read_fused
 from janus.model.families import family_named
 from janus.model.families.base import Family, TensorSpec, attention_tensors, expert_tensors, tensors_in
 from janus.model.fp8 import FP8_DTYPE, dequantise, scale_name, scale_shape
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+
+#: Of bytes that stand for something else than numbers from 0 to 255.
+_CODES_DTYPE = "U8"
 
 
 class Checkpoint:
@@ -63,27 +67,23 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._where
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """Read one tensor, cast to ``dtype`` on ``device``. Raises CheckpointError if it is not there."""
         return self._read(name, None).to(device=device, dtype=dtype)
 
-    def read_expert(self, layer: int, expert: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read one expert of (absolute) ``layer``, and nothing else, onto the CPU.
-
-        Returns:
-            gate_up [2 * I, H] (gate rows, then up rows) and down [H, I].
-        """
+    def read_expert(self, layer: int, expert: int, dtype: torch.dtype) -> ExpertWeights:
+        """Read one expert of (absolute) ``layer``, and nothing else, onto the CPU."""
         import torch
 
         fused = self._family.fused_experts(self.config, layer)
         if fused is not None and fused.gate_up.name in self:
-            return (self._read(fused.gate_up.name, expert).to(dtype), self._read(fused.down.name, expert).to(dtype))
+            return read_fused(fused, lambda spec: self._read(spec.name, expert), dtype)
         spec = self._family.expert(self.config, layer, expert)
         gate_up = torch.cat((self._read(spec.gate.name, None), self._read(spec.up.name, None)))
-        return gate_up.to(dtype), self._read(spec.down.name, None).to(dtype)
+        return ExpertWeights(gate_up.to(dtype), self._read(spec.down.name, None).to(dtype))
 
     def _read(self, name: str, index: int | None) -> torch.Tensor:
         file = self._where.get(name)
@@ -121,11 +121,12 @@ class Checkpoint:
                 f"{file.path}: {spec.name}",
                 f"has shape {list(entry.shape)}, the config asks for {list(spec.shape)}",
             )
-        if entry.dtype not in READABLE_DTYPES:
+        readable = [_CODES_DTYPE] if spec.codes else [name for name in READABLE_DTYPES if name != _CODES_DTYPE]
+        if entry.dtype not in readable:
             raise CheckpointError(
                 f"{file.path}: {spec.name}",
                 f"has dtype {entry.dtype}, which is not supported",
-                f"supported: {', '.join(READABLE_DTYPES)}",
+                f"supported: {', '.join(readable)}",
             )
         return entry
 

@@ -75,6 +75,8 @@ class ModelConfig:
     expert_bias: bool = False
     #: What is between an expert's two products; None is ``silu(gate) * up``.
     swiglu: ClampedSwiglu | None = None
+    #: Whether the experts' products are stored in MXFP4; see ``model/mxfp4.py``.
+    mxfp4: bool = False
     #: Whether queries and keys are normed.
     qk_norm: bool = False
     #: Ids that end a generation, from ``generation_config.json`` and ``config.json``.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ctypes import byref
+
 import torch
 
 from janus.model.batch import StepBatch
 from janus.model.gate import CpuGates
-from janus.model.kernels.library import DTYPES, Library
+from janus.model.kernels.library import DTYPES, ExpertShape, Library
 from janus.model.memory import Arena
 from janus.model.weights import DenseMlpWeights, WeightReader
 
@@ -91,9 +93,8 @@ class CpuMath:
         return self._keep(tensor.float().contiguous())
 
     def _dense_mlp(self, weights: DenseMlpWeights) -> int:
-        hidden, width = self._config.hidden_size, weights.down.shape[1]
-        packed = self._arena.take(self._library.expert_bytes(self._dtype, hidden, width))
-        self._library.pack_expert(
-            self._dtype, hidden, width, weights.gate_up.data_ptr(), weights.down.data_ptr(), packed.data_ptr()
-        )
+        shape = ExpertShape(dtype=self._dtype, hidden=self._config.hidden_size, width=weights.down.shape[1])
+        packed = self._arena.take(self._library.expert_bytes(byref(shape)))
+        gate_up, down = weights.gate_up.data_ptr(), weights.down.data_ptr()
+        self._library.pack_expert(byref(shape), gate_up, down, None, None, packed.data_ptr())
         return self._keep(packed)

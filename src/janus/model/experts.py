@@ -64,8 +64,8 @@ class ExpertBank:
         Raises:
             CheckpointError: the expert's tensors cannot be read.
         """
-        gate_up, down = checkpoint.read_expert(self.config.moe_layers[moe_layer], expert, self.dtype)
-        self._layers[moe_layer].fill(slot, gate_up, down)
+        weights = checkpoint.read_expert(self.config.moe_layers[moe_layer], expert, self.dtype)
+        self._layers[moe_layer].fill(slot, weights)
 
     def room(self, moe_layer: int, slot: int) -> torch.Tensor:
         """Return the memory of the free ``slot``: uint8[expert_nbytes] on the bank's device, to be filled."""

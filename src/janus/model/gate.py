@@ -59,7 +59,7 @@ class TorchGates:
 
 def _within_best_groups(choice_TE: torch.Tensor, gate: GateConfig) -> torch.Tensor:
     """Return the scores with -inf in all but each row's best groups."""
-    grouped = choice_TE.unflatten(1, (gate.groups, -1))
+    grouped = choice_TE.view(len(choice_TE), gate.groups, -1)
     ranks = grouped.topk(gate.group_best, dim=-1).values.sum(dim=-1)
     best = torch.topk(ranks, gate.top_groups, dim=-1).indices
     left_out = torch.ones_like(ranks, dtype=torch.bool).scatter_(1, best, False)

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from janus.model.config import GateConfig, ModelConfig
 from janus.model.families import family_named
-from janus.model.families.base import TensorSpec, attention_tensors, expert_tensors, tensors_in
-from janus.model.fp8 import FP8_DTYPE, quantise, scale_name, scale_shape
+from janus.model.random_tensors import random_tensors, write_tensors
 from janus.model.rope_parameters import RopeParameters
-
-_DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: FP8_DTYPE,
-}
 
 
 def random_config(
@@ -100,7 +89,8 @@ def write_random_model(
 ) -> Path:
     """Write a checkpoint with weights N(0, std) (norms around 1) in ``config.torch_dtype``, and return its directory.
 
-    With ``config.fp8_block`` the matrices of attention and experts are in FP8, as DeepSeek-V3's are. The same seed and
+    With ``config.fp8_block`` the matrices of attention and experts are in FP8, as DeepSeek-V3's are; with
+    ``config.mxfp4`` those of experts are in MXFP4, as gpt-oss's are. The same seed and
     config give the same bytes. With ``tokenizer`` a byte-level one is written too (needs ``vocab_size`` of at least
     258): two special tokens, then one token per byte.
     """
@@ -109,76 +99,21 @@ def write_random_model(
     family = family_named(config.family)
     (directory / "config.json").write_text(json.dumps(family.to_json(config), indent=2) + "\n")
     generator = torch.Generator().manual_seed(seed)
-    tensors = list(_tensors(config))
+    tensors = list(random_tensors(config))
     if shards == 1:
-        _write(directory / "model.safetensors", tensors, std, generator)
+        write_tensors(directory / "model.safetensors", tensors, std, generator)
     else:
         weight_map: dict[str, str] = {}
         for shard in range(shards):
             name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
             part = tensors[shard::shards]
-            _write(directory / name, part, std, generator)
+            write_tensors(directory / name, part, std, generator)
             weight_map |= {stored: name for tensor in part for stored, _, _ in tensor.entries()}
         index = {"metadata": {}, "weight_map": weight_map}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     if tokenizer:
         _write_tokenizer(directory, config)
     return directory
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """What is written for one tensor of the model."""
-
-    spec: TensorSpec
-    dtype: torch.dtype
-    #: Of a matrix in FP8.
-    fp8_block: tuple[int, int] | None
-
-    def entries(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        """Name, shape and dtype of what the file holds."""
-        name, shape = self.spec.name, self.spec.shape
-        if self.fp8_block is None:
-            return [(name, shape, self.dtype)]
-        scales = (scale_name(name), scale_shape(shape, self.fp8_block), torch.float32)
-        return [(name, shape, torch.float8_e4m3fn), scales]
-
-    def values(self, std: float, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Random values of ``entries``."""
-        values = torch.randn(self.spec.shape, generator=generator) * std
-        if self.spec.name.endswith("norm.weight"):
-            values += 1.0
-        return (values.to(self.dtype),) if self.fp8_block is None else quantise(values, self.fp8_block)
-
-
-def _tensors(config: ModelConfig) -> Iterator[_Tensor]:
-    family, dtype = family_named(config.family), getattr(torch, config.torch_dtype)
-    routers = {family.router(config, layer).weight for layer in config.moe_layers}
-    for layer in (None, *range(config.num_layers)):
-        if layer is None:
-            specs = list(tensors_in(family.model(config)))
-        else:
-            specs = [*attention_tensors(family, config, layer), *expert_tensors(family, config, layer)]
-        for spec in specs:
-            whole = layer is None or len(spec.shape) < 2 or spec in routers
-            stored = torch.float32 if spec.full_precision else dtype
-            yield _Tensor(spec, stored, None if whole else config.fp8_block)
-
-
-def _write(path: Path, tensors: list[_Tensor], std: float, generator: torch.Generator) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape, dtype in (entry for tensor in tensors for entry in tensor.entries()):
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for tensor in tensors:
-            for values in tensor.values(std, generator):
-                file.write(values.view(torch.uint8).numpy().tobytes())
 
 
 def _write_tokenizer(directory: Path, config: ModelConfig) -> None:

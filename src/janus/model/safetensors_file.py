@@ -28,6 +28,7 @@ READABLE_DTYPES = {
     "F16": ("float16", 2),
     "BF16": ("bfloat16", 2),
     "F8_E4M3": ("float8_e4m3fn", 1),
+    "U8": ("uint8", 1),
 }
 
 

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 from collections.abc import Sequence
+from ctypes import byref
 
 import torch
 import torch.nn.functional as F
 
-from janus.model.config import ModelConfig
-from janus.model.kernels.library import DTYPES, Library
+from janus.model.config import ClampedSwiglu, ModelConfig
+from janus.model.expert_weights import ExpertWeights
+from janus.model.kernels.library import DTYPES, ExpertShape, Library
 from janus.model.memory import discard, huge_bytes
+
+
+def activate(gate: torch.Tensor, up: torch.Tensor, swiglu: ClampedSwiglu | None) -> torch.Tensor:
+    """Return what is between an expert's two products; see ``ModelConfig.swiglu``."""
+    if swiglu is None:
+        return F.silu(gate) * up
+    gate, up = gate.clamp(max=swiglu.limit), up.clamp(-swiglu.limit, swiglu.limit)
+    return (up + 1) * gate * torch.sigmoid(swiglu.alpha * gate)
+
+
+def _biases(config: ModelConfig) -> str:
+    return " biases" if config.expert_bias else ""
 
 
 class TorchSlots:
     """Portable: a loop over the activated experts. Also the oracle of the kernels. An empty slot takes no memory."""
 
     def __init__(self, config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._hidden, self._width = config.hidden_size, config.moe_intermediate_size
+        hidden, width = config.hidden_size, config.moe_intermediate_size
+        #: Of gate_up, down and, where there are some, their biases: as they lie behind each other.
+        self._shapes = [
+            (2 * width, hidden),
+            (hidden, width),
+            *([(2 * width,), (hidden,)] if config.expert_bias else []),
+        ]
+        self._swiglu = config.swiglu
         self._dtype, self._device = dtype, device
-        self.nbytes = 3 * self._hidden * self._width * dtype.itemsize
-        self.layout = f"rows {dtype} {self._hidden}x{self._width}"
-        #: Per slot uint8[nbytes]: gate_up [2 * I, H], then down [H, I]; ``None`` where nothing was filled in.
+        self.nbytes = config.expert_parameters * dtype.itemsize
+        self.layout = f"rows {dtype} {hidden}x{width}{_biases(config)}"
+        #: Per slot uint8[nbytes]; ``None`` where nothing was filled in.
         self._memory: list[torch.Tensor | None] = [None] * slots
         #: The same as matrices, of the slots that are held.
-        self._held: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * slots
+        self._held: list[ExpertWeights | None] = [None] * slots
 
     def grow(self, slots: int) -> None:
         """Have ``slots`` slots, which are more than so far."""
@@ -40,16 +62,16 @@ class TorchSlots:
             memory = self._memory[slot] = torch.empty(self.nbytes, dtype=torch.uint8, device=self._device)
         return memory
 
-    def fill(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None:
-        """Write gate_up [2 * I, H] and down [H, I] into ``slot``; it is not used before ``hold``."""
+    def fill(self, slot: int, weights: ExpertWeights) -> None:
+        """Write ``weights`` into ``slot``; it is not used before ``hold``."""
         # The memory may have been made in inference mode, which is each thread's own.
         with torch.inference_mode():
-            for part, weights in zip(self._matrices(self.room(slot)), (gate_up, down), strict=True):
-                part.copy_(weights)
+            for to, tensor in zip(self._parts(self.room(slot)).tensors(), weights.tensors(), strict=True):
+                to.copy_(tensor)
 
     def hold(self, slot: int) -> None:
         """Use what was filled into ``slot`` from now on."""
-        self._held[slot] = self._matrices(self.room(slot))
+        self._held[slot] = self._parts(self.room(slot))
 
     def weights(self, slot: int) -> torch.Tensor:
         """Return the bytes of a slot that is held."""
@@ -63,10 +85,10 @@ class TorchSlots:
         """Give the memory of an empty ``slot`` back, on a GPU to torch's pool."""
         self._memory[slot] = None
 
-    def _matrices(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weights = memory.view(self._dtype)
-        split = 2 * self._width * self._hidden
-        return weights[:split].view(2 * self._width, self._hidden), weights[split:].view(self._hidden, self._width)
+    def _parts(self, memory: torch.Tensor) -> ExpertWeights:
+        sizes = [math.prod(shape) for shape in self._shapes]
+        parts = torch.split(memory.view(self._dtype), sizes)
+        return ExpertWeights(*(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)))
 
     def forward(
         self, x_NH: torch.Tensor, slots_NK: torch.Tensor, weights_NK: torch.Tensor, out: torch.Tensor
@@ -80,10 +102,9 @@ class TorchSlots:
         for slot in activated:
             held = self._held[slot]
             assert held is not None  # none is missing
-            gate_up, down = held
             rows, column = torch.where(slots_NK == slot)
-            gate, up = F.linear(x_NH[rows], gate_up).chunk(2, dim=-1)
-            y = F.linear(F.silu(gate) * up, down).float()
+            gate, up = F.linear(x_NH[rows], held.gate_up, held.gate_up_bias).chunk(2, dim=-1)
+            y = F.linear(activate(gate, up, self._swiglu), held.down, held.down_bias).float()
             total.index_add_(0, rows, y * weights_NK[rows, column, None])
         out.copy_(total)
         return None
@@ -94,11 +115,19 @@ class CpuSlots:
 
     def __init__(self, library: Library, config: ModelConfig, slots: int, dtype: torch.dtype) -> None:
         self._library = library
-        self._hidden, self._width = config.hidden_size, config.moe_intermediate_size
-        self._dtype = DTYPES[dtype]
+        hidden, width, swiglu = config.hidden_size, config.moe_intermediate_size, config.swiglu
+        self._shape = ExpertShape(
+            dtype=DTYPES[dtype],
+            hidden=hidden,
+            width=width,
+            bias=config.expert_bias,
+            clamped=swiglu is not None,
+            alpha=0.0 if swiglu is None else swiglu.alpha,
+            limit=0.0 if swiglu is None else swiglu.limit,
+        )
         self._slots = 0
-        self.nbytes: int = library.expert_bytes(self._dtype, self._hidden, self._width)
-        self.layout = f"{library.name} {dtype} {self._hidden}x{self._width}"
+        self.nbytes: int = library.expert_bytes(byref(self._shape))
+        self.layout = f"{library.name} {dtype} {hidden}x{width}{_biases(config)}"
         self._stride = -(-self.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         #: First slot and memory. One mapping for all slots that come at once, so that huge pages span experts; pages of
         #: a slot that was never filled are never touched.
@@ -123,10 +152,11 @@ class CpuSlots:
         start = (slot - first) * self._stride
         return memory[start : start + self.nbytes]
 
-    def fill(self, slot: int, gate_up: torch.Tensor, down: torch.Tensor) -> None:
-        """Write gate_up [2 * I, H] and down [H, I], both contiguous, into ``slot``; it is not used before ``hold``."""
+    def fill(self, slot: int, weights: ExpertWeights) -> None:
+        """Write ``weights``, which are contiguous, into ``slot``; it is not used before ``hold``."""
+        parts = [tensor.data_ptr() for tensor in weights.tensors()]
         address = self.room(slot).data_ptr()
-        self._library.pack_expert(self._dtype, self._hidden, self._width, gate_up.data_ptr(), down.data_ptr(), address)
+        self._library.pack_expert(byref(self._shape), *parts, *[None] * (4 - len(parts)), address)
 
     def hold(self, slot: int) -> None:
         """Use what was filled into ``slot`` from now on."""
@@ -156,7 +186,7 @@ class CpuSlots:
     def forward_at(self, rows: int, k: int, *, x: int, slots: int, weights: int, out: int) -> int | None:
         """As ``forward``, with the addresses of contiguous x [rows, H], slots, weights [rows, k] and out [rows, H]."""
         result = self._library.experts(
-            self._dtype, self._hidden, self._width, self._addresses, self._slots, rows, k, x, slots, weights, out
+            byref(self._shape), self._addresses, self._slots, rows, k, x, slots, weights, out
         )
         return result - 1 if result else None
 
@@ -174,9 +204,7 @@ class CpuSlots:
         parts = len(counts)
         addresses = ctypes.c_void_p * parts
         result = self._library.experts_joint(
-            self._dtype,
-            self._hidden,
-            self._width,
+            byref(self._shape),
             self._addresses,
             self._slots,
             parts,

@@ -11,6 +11,7 @@ from janus.model.families.decoder import DecoderFamily
 from janus.model.families.deepseek_v2 import DeepseekV2Family
 from janus.model.families.deepseek_v3 import DeepseekV3Family
 from janus.model.families.glm4_moe import Glm4MoeFamily
+from janus.model.families.gpt_oss import GptOssFamily
 from janus.model.families.mixtral import MixtralFamily
 from janus.model.families.olmoe import OlmoeFamily
 from janus.model.families.qwen2_moe import Qwen2MoeFamily
@@ -20,6 +21,7 @@ _ADAPTERS: tuple[DecoderFamily, ...] = (
     DeepseekV2Family(),
     DeepseekV3Family(),
     Glm4MoeFamily(),
+    GptOssFamily(),
     MixtralFamily(),
     OlmoeFamily(),
     Qwen2MoeFamily(),

@@ -7,7 +7,7 @@ with names and shapes. Every shape is that of the stored tensor, [out_features, 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 from janus.model.config import ModelConfig
@@ -21,6 +21,8 @@ class TensorSpec:
     shape: tuple[int, ...]
     #: Stored and used in f32, whatever the dtype of the rest.
     full_precision: bool = False
+    #: Bytes that stand for something else; they are in uint8.
+    codes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,20 @@ class RouterSpec:
 
 @dataclass(frozen=True, slots=True)
 class FusedExpertsSpec:
-    """All experts of a layer in two 3-D tensors, gate rows before up rows."""
+    """All experts of a layer in tensors of one more dimension.
+
+    Gate rows come before up rows, or by turns where ``interleaved``. Where ``transposed`` both products are stored as
+    [E, in, out]. With scales they are stored in MXFP4 (``model/mxfp4.py``), and the shapes are those of its codes.
+    """
 
     gate_up: TensorSpec  # [E, 2 * I, H]
     down: TensorSpec  # [E, H, I]
+    gate_up_bias: TensorSpec | None = None  # [E, 2 * I]
+    down_bias: TensorSpec | None = None  # [E, H]
+    gate_up_scales: TensorSpec | None = None
+    down_scales: TensorSpec | None = None
+    interleaved: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +151,20 @@ class Family(Protocol):
     def expert(self, config: ModelConfig, layer: int, expert: int) -> MlpSpec:
         """Return the tensors of one expert, stored one by one."""
 
+    @property
+    def always_fused(self) -> bool:
+        """Whether experts are stored in no other form than that of ``fused_experts``."""
+
     def fused_experts(self, config: ModelConfig, layer: int) -> FusedExpertsSpec | None:
         """Return the stacked form of a layer's experts, if the family has one."""
 
 
 def tensors_in(spec: object) -> Iterator[TensorSpec]:
-    """Yield every tensor of ``spec`` (one of the dataclasses above, or None), in the order of its fields."""
+    """Yield every tensor of ``spec``, one of the dataclasses above, in the order of its fields."""
     if isinstance(spec, TensorSpec):
         yield spec
-    elif spec is not None:
-        for item in fields(spec):  # type: ignore[arg-type]
+    elif is_dataclass(spec):
+        for item in fields(spec):
             yield from tensors_in(getattr(spec, item.name))
 
 
@@ -166,11 +182,11 @@ def attention_tensors(family: Family, config: ModelConfig, layer: int) -> Iterat
 def expert_tensors(
     family: Family, config: ModelConfig, layer: int, stored: Container[str] = frozenset()
 ) -> Iterator[TensorSpec]:
-    """Yield the tensors of a layer's experts: fused where ``stored`` has them so, else one by one."""
+    """Yield the tensors of a layer's experts: fused where ``stored`` has them so or they are always, or one by one."""
     if layer not in config.moe_index:
         return
     fused = family.fused_experts(config, layer)
-    if fused is not None and fused.gate_up.name in stored:
+    if fused is not None and (fused.gate_up.name in stored or family.always_fused):
         yield from tensors_in(fused)
         return
     for expert in range(config.num_experts):

@@ -34,6 +34,7 @@ class DecoderFamily:
     #: Where a layer's router and experts are, and what an expert's gate, up and down projections are called.
     experts_module: ClassVar[str] = "mlp"
     expert_names: ClassVar[tuple[str, str, str]] = ("gate_proj", "up_proj", "down_proj")
+    always_fused: ClassVar[bool] = False
     #: Where the shared expert of a layer is, in ``experts_module``.
     shared_module: ClassVar[str] = "shared_experts"
 

@@ -74,6 +74,20 @@ class AttentionStep(ctypes.Structure):
     )
 
 
+class ExpertShape(ctypes.Structure):
+    """``janus::ExpertShape``."""
+
+    _fields_ = (
+        ("dtype", c_int64),
+        ("hidden", c_int64),
+        ("width", c_int64),
+        ("bias", c_int64),
+        ("clamped", c_int64),
+        ("alpha", c_double),
+        ("limit", c_double),
+    )
+
+
 class GateShape(ctypes.Structure):
     """``janus::GateShape``."""
 
@@ -100,10 +114,10 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_configure": (None, (c_int64, c_int64)),
     "janus_threads": (c_int64, ()),
     "janus_prime": (None, ()),
-    "janus_expert_bytes": (c_int64, (c_int64,) * 3),
-    "janus_pack_expert": (None, (c_int64,) * 3 + (c_void_p,) * 3),
-    "janus_experts": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 4),
-    "janus_experts_joint": (c_int64, (c_int64,) * 3 + (c_void_p,) + (c_int64,) * 3 + (c_void_p,) * 5),
+    "janus_expert_bytes": (c_int64, (c_void_p,)),
+    "janus_pack_expert": (None, (c_void_p,) * 6),
+    "janus_experts": (c_int64, (c_void_p,) * 2 + (c_int64,) * 3 + (c_void_p,) * 4),
+    "janus_experts_joint": (c_int64, (c_void_p,) * 2 + (c_int64,) * 3 + (c_void_p,) * 5),
     "janus_schedule": (None, (c_int64,) * 4 + (c_void_p,) * 7),
     "janus_count_rows": (c_int64, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_pack_dispatch": (None, (c_int64,) * 4 + (c_void_p,) * 8),
