@@ -1,0 +1,178 @@
+"""The points on real clusters: every request timed by its client, and what the router chose."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from benchmarks.serving.machine import CpuMeter
+from benchmarks.simulator.points import Cluster, ModelName, Point
+
+from janus.chaos.scenario import ClusterNeeds
+from janus.chaos.stream import Sample, complete
+from janus.chaos.suite import with_cluster
+from janus.cluster.state import ClusterState, RunDirectory
+from janus.cluster.trace_client import TraceClient
+from janus.core.planning.sizes import ModelSizes
+from janus.profiling.models import Measured
+from janus.simulation.workloads import ClosedLoop
+
+_TIMEOUT_S = 120.0
+#: Of each point so many runs; the one that others disturbed least counts.
+RUNS = 3
+#: As the profile was measured: one step at a time, one way to exchange, one thread each.
+OPTIONS: dict[str, str | int | float | bool] = {
+    "dtype": "float32",
+    "threads": 1,
+    "micro-batches": "1",
+    "exchange": "direct",
+    "restart": "never",
+    "placement": "static",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One run of one point."""
+
+    point: Point
+    #: Mean over requests, and output tokens per second from the first request to the last token.
+    tpot_s: float
+    ttft_s: float
+    tokens_per_s: float
+    #: Cores that everything else on the machine kept busy.
+    others_cores: float
+    runs_tpot_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What one cluster showed."""
+
+    cluster: Cluster
+    sizes: ModelSizes
+    seen: tuple[Seen, ...]
+    #: int[L, S, K]: what the router chose.
+    routing: npt.NDArray[np.integer[Any]]
+
+
+async def observe(
+    models: dict[ModelName, Measured], points: Sequence[Point], tell: Callable[[str], None]
+) -> list[Observed]:
+    """Run all points; a cluster is started once for those in a row that share it."""
+    found: list[Observed] = []
+    for cluster, some in groupby(points, key=lambda point: point.cluster):
+        mine = list(some)
+        measured = models[cluster.model]
+
+        async def work(name: str, cluster: Cluster = cluster, mine: list[Point] = mine) -> None:
+            state = RunDirectory(name).read()
+            client = _Client(state, models[cluster.model].vocab_size)
+            await client.run(mine[0])  # what is slow only the first time
+            seen = [await _observed(client, point, tell) for point in mine]
+            trace = await asyncio.to_thread(lambda: TraceClient(name=name).fetch())
+            found.append(
+                Observed(
+                    cluster=cluster,
+                    sizes=models[cluster.model].sizes,
+                    seen=tuple(seen),
+                    routing=np.asarray(trace.expert_ids),
+                )
+            )
+
+        needs = ClusterNeeds(attention=cluster.attention, experts=cluster.experts, options=OPTIONS)
+        await with_cluster(needs, work, model=measured.path, name=f"simulator-{os.getpid()}", tell=lambda _: None)
+    return found
+
+
+async def _observed(client: _Client, point: Point, tell: Callable[[str], None]) -> Seen:
+    runs = []
+    for _ in range(RUNS):
+        meter = client.meter()
+        samples, wall_s = await client.run(point)
+        runs.append((meter.read().others_cores, samples, wall_s))
+    tpots = tuple(_tpot_s(samples) for _, samples, _ in runs)
+    others, samples, wall_s = min(runs, key=lambda run: run[0])
+    seen = Seen(
+        point=point,
+        tpot_s=_tpot_s(samples),
+        ttft_s=statistics.fmean(sample.ttft_s for sample in samples),
+        tokens_per_s=sum(sample.tokens for sample in samples) / wall_s,
+        others_cores=round(others, 3),
+        runs_tpot_s=tpots,
+    )
+    tell(f"{point.name}: TPOT {1e3 * seen.tpot_s:.2f} ms, {seen.tokens_per_s:.0f} tokens/s, others {others:.2f} cores")
+    return seen
+
+
+def _tpot_s(samples: Sequence[Sample]) -> float:
+    return statistics.fmean(sample.tpot_s for sample in samples if sample.tokens > 1)
+
+
+class _Client:
+    """Sends a point's requests to one cluster."""
+
+    def __init__(self, state: ClusterState, vocab_size: int) -> None:
+        self._state = state
+        self._vocab_size = vocab_size
+        self._random = random.Random(0)
+
+    def meter(self) -> CpuMeter:
+        """Of what neither the cluster nor this process uses."""
+        return CpuMeter({"own": [os.getpid()], "cluster": [instance.pid for instance in self._state.instances]})
+
+    async def run(self, point: Point) -> tuple[list[Sample], float]:
+        """Return every request's times, and the seconds that all took."""
+        samples: list[Sample] = []
+        started = time.perf_counter()
+
+        async def ask(prompt: int, output: int) -> None:
+            sample = await complete(f"{self._state.url}/v1", self._body(prompt, output), timeout_s=_TIMEOUT_S)
+            if not sample.ok or sample.tokens != output:
+                raise RuntimeError(f"{point.name}: a request failed: {sample.error or sample.tokens}")
+            samples.append(sample)
+
+        async def at(when: float, prompt: int, output: int) -> None:
+            await asyncio.sleep(max(0.0, when - (time.perf_counter() - started)))
+            await ask(prompt, output)
+
+        async def stream() -> None:
+            for _ in range(point.rounds):
+                await ask(point.prompt, point.output)
+
+        async with asyncio.TaskGroup() as tasks:
+            if isinstance(point.workload(), ClosedLoop):
+                for number in range(point.streams):
+                    tasks.create_task(stream(), name=f"stream-{number}")
+            else:
+                for number, (when, prompt, output) in enumerate(point.arrivals()):
+                    tasks.create_task(at(when, prompt, output), name=f"request-{number}")
+        return samples, time.perf_counter() - started
+
+    def _body(self, prompt: int, output: int) -> dict[str, object]:
+        return {
+            "model": self._state.served_model_name,
+            "prompt": [self._random.randrange(2, self._vocab_size) for _ in range(prompt)],
+            "max_tokens": output,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+
+
+def models(directory: Path) -> dict[ModelName, Measured]:
+    """Return the checkpoints; the one with random weights is written into ``directory``."""
+    from janus.profiling.models import measured, write_models
+
+    bundled = Path(__file__).parents[2] / "models" / "janus-tiny"
+    large = next(m for m in write_models(directory, dtype="float32", quick=True) if m.path.name == "random-large")
+    return {"tiny": measured(bundled, dtype="float32"), "large": large}
