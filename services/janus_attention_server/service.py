@@ -48,6 +48,7 @@ class AttentionServer(ModelServer):
             on_routing=lambda sample: to_control(self.client.post, sample),
         )
         self._metrics = AttentionMetrics(self.registry, scheduler=options.scheduler)
+        self._max_running = options.max_running
         self._scheduler = "" if options.experts == "local" else options.scheduler
         self._unreachable: list[str] = []
         self._activated: dict[str, list[int]] = {}
@@ -88,6 +89,7 @@ class AttentionServer(ModelServer):
     def heartbeat(self) -> Heartbeat:
         health, stats = self.context.health, self._stats()
         times, dispatching = self._stepping.exchange_times(), self._stepping.dispatching()
+        engine = self._stepping.engine
         return Heartbeat(
             oldest_epoch=dispatching.oldest_epoch,
             suspects=dispatching.suspects,
@@ -104,6 +106,9 @@ class AttentionServer(ModelServer):
             activated=self._activated,
             scheduler=self._scheduler,
             proven_share=times["proven"] / times["judged"] if times.get("judged") else None,
+            max_running=self._max_running,
+            compute_s=engine.times.compute_ns / 1e9 if engine is not None else 0.0,
+            wait_s=engine.times.idle_ns / 1e9 if engine is not None else 0.0,
         )
 
     def on_view(self, view: ClusterView) -> None:

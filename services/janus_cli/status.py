@@ -16,6 +16,7 @@ from janus.messages.control import Heartbeat, Member, StatusReport
 from janus_cli.console import output
 from janus_cli.options import StatusOptions
 from janus_cli.placement_lines import placement_lines
+from janus_cli.scaling_lines import scaling_lines
 
 _ROLES = ("controller", "gateway", "attention", "expert")
 _NUMBERS = ("running", "waiting", "in flight", "KV", "tokens", "steps", "epoch", "memory", "heard")
@@ -37,6 +38,9 @@ def status(options: StatusOptions) -> int:
     console.print(instances_table(report))
     for line in placement_lines(report):
         console.print(line)
+    if report.scaling is not None:
+        for line in scaling_lines(report.scaling):
+            console.print(line)
     if options.layers:
         show_layers(console, report)
     for line in found:

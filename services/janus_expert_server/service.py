@@ -86,6 +86,7 @@ class ExpertServer(ModelServer):
             loaded_epoch=report.get("loaded_epoch", 0),
             steps=report.get("dispatches", 0),
             tokens=report.get("rows", 0),
+            compute_s=report.get("compute_ns", 0) / 1e9,
             rss_bytes=self.process.memory_info().rss,
         )
 

@@ -79,6 +79,7 @@ class AttentionPool:
         for track in tracks:
             self._metrics.prompt_tokens.inc(len(track.sequence.prompt_ids))
             self._metrics.prompt_size.observe(len(track.sequence.prompt_ids))
+            self._metrics.traffic.arrived(len(track.sequence.prompt_ids))
         generation.live.update(tracks)
         self._idle.clear()
         return generation
@@ -181,10 +182,13 @@ class AttentionPool:
         metrics = self._metrics
         metrics.generation_tokens.inc(tokens)
         self._tokens += tokens
-        if track.last_token_at is None:
+        if track.last_token_at is None or track.stretch is None:
             metrics.ttft.observe(now - track.arrived_at)
+            track.stretch = metrics.traffic.first(tokens, now - track.arrived_at, now)
         else:
-            metrics.itl.observe((now - track.last_token_at) / tokens)
+            gap_s = now - track.last_token_at
+            metrics.itl.observe(gap_s / tokens)
+            metrics.traffic.more(track.stretch, tokens, gap_s, now)
         track.last_token_at = now
 
     # -- ends ----------------------------------------------------------------------------------------------------
@@ -212,6 +216,8 @@ class AttentionPool:
         self._metrics.finished(reason)
         self._metrics.e2e.observe(now - track.arrived_at)
         self._metrics.output_size.observe(len(track.sequence.emitted_ids))
+        if track.sequence.emitted_ids:
+            self._metrics.traffic.ended(track.stretch, len(track.sequence.emitted_ids), track.last_token_at)
 
     def _forget(self, track: Track) -> None:
         self._detach(track)

@@ -11,6 +11,7 @@ from janus.errors import RequestError
 from janus.messages.control import TokenLogprob
 from janus.transport.link import Link
 from janus_gateway.backend import News
+from janus_gateway.traffic import Stretch
 
 if TYPE_CHECKING:
     from janus_gateway.attention_pool import AttentionPool
@@ -26,6 +27,8 @@ class Track:
     index: int
     arrived_at: float
     last_token_at: float | None = None
+    #: Measures the pace of its tokens, from the first one on.
+    stretch: Stretch | None = None
     #: None while no instance has it.
     link: Link | None = None
     #: The instance that has it, or had it last.

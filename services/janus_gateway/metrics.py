@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from janus_gateway.traffic import TrafficMeter
+
 # Buckets as vLLM's, so that its dashboards' quantiles read the same.
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 _ITL_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _E2E_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+#: Status of a refusal that more instances would have avoided.
+_NO_ROOM = 429
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -46,6 +50,8 @@ class GatewayMetrics:
         self.e2e = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", _E2E_S)
         self.prompt_size = self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a sequence.", _TOKENS)
         self.output_size = self._histogram("vllm:request_generation_tokens", "Tokens generated per sequence.", _TOKENS)
+        #: The same for the controller, in sums that it can add up over gateways.
+        self.traffic = TrafficMeter()
         #: Called before the metrics are written: copies in what is cheaper to read than to keep.
         self.refresh: Callable[[], None] = lambda: None
 
@@ -56,6 +62,8 @@ class GatewayMetrics:
     def refused(self, status: int, code: str) -> None:
         """Count an error answer."""
         self._refused.labels(self._model_name, str(status), code).inc()
+        if status == _NO_ROOM:
+            self.traffic.refused()
 
     def _gauge(self, name: str, about: str) -> Gauge:
         return Gauge(name, about, ["model_name"], registry=self.registry).labels(self._model_name)

@@ -32,6 +32,7 @@ _LAST_WORDS_S = 0.5
 _ACCEPT_AFTER_S = 3.0
 #: How long a gateway that no longer accepts waits for requests on the connections that it has accepted already.
 _LAME_DUCK_S = 1.0
+_REPORT_TRAFFIC_S = 1.0
 
 
 async def serve(context: ServiceContext, options: GatewayOptions) -> None:
@@ -96,6 +97,7 @@ class GatewayService:
             ops = ops_app(context.health, self._metrics.registry, refresh=self._metrics.refresh)
             servers.append(HttpServer(ops, host=common.host, port=common.ops_port, field="--ops-port"))
         self._http_port, self._ops_port = servers[0].port, servers[-1].port
+        reporting: asyncio.Task[None] | None = None
         try:
             for server in servers:
                 if server is not public or listener is None:
@@ -104,6 +106,7 @@ class GatewayService:
             garbage.settle()
             self._update_health()
             self._client.start()
+            reporting = asyncio.create_task(self._report_traffic(), name="report-traffic")
             if listener is not None:
                 await self._first(self._ready, context.stop, timeout_s=_ACCEPT_AFTER_S)
                 if not context.stop.is_set():
@@ -111,9 +114,17 @@ class GatewayService:
             await context.stop.wait()
             await self._drain(shared=None if listener is None else public)
         finally:
+            if reporting is not None:
+                reporting.cancel()
             await asyncio.gather(*(server.close() for server in servers))
             await self._peers.close("shutting down")
             await self._client.close("shutting down")
+
+    async def _report_traffic(self) -> None:
+        """Tell the controller what clients ask for and see, until cancelled; it scales by that."""
+        while True:
+            self._client.post(self._metrics.traffic.report())
+            await asyncio.sleep(_REPORT_TRAFFIC_S)
 
     @staticmethod
     async def _first(*events: asyncio.Event, timeout_s: float) -> None:

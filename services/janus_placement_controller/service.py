@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -48,7 +49,9 @@ from janus.messages.control import (
     Registered,
     RoutingSample,
     SetExpected,
+    StatusReport,
     StatusRequest,
+    Traffic,
 )
 from janus.model.checkpoint import Checkpoint
 from janus.runtime.http import HttpServer, ops_app
@@ -59,6 +62,10 @@ from janus_placement_controller.activations import read_activations
 from janus_placement_controller.rebalancing import Rebalancer
 from janus_placement_controller.statistics import RoutedModel, Statistics
 from janus_placement_controller.trace_http import trace_route
+
+if TYPE_CHECKING:
+    from janus_placement_controller.autoscaling import Scaling
+    from janus_placement_controller.scaling_setup import ScalingSetup
 
 log = structlog.get_logger()
 
@@ -80,6 +87,12 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
     )
     statistics.restore()
     shape = ModelShape(num_layers=layers, num_experts=experts, activations=prior)
+    scaling: ScalingSetup | None = None
+    if options.scaling.autoscale != "off":
+        # Loaded only here: most controllers start without.
+        from janus_placement_controller.scaling_setup import prepare
+
+        scaling = await asyncio.to_thread(prepare, options, statistics.model)
     async with statistics.kept():
         await ControllerService(
             context,
@@ -90,6 +103,7 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
             bytes_per_expert=config.expert_parameters * 2,
             registry=registry,
             statistics=statistics,
+            scaling=scaling,
         ).run()
 
 
@@ -110,6 +124,7 @@ class ControllerService:
         bytes_per_expert: int,
         registry: CollectorRegistry,
         statistics: Statistics,
+        scaling: ScalingSetup | None,
     ) -> None:
         self._context = context
         self._options = options
@@ -138,6 +153,10 @@ class ControllerService:
         #: When this process was last seen to run, until when it judges nobody, and whose link it has lost meanwhile.
         self._looked_at, self._judge_from = time.monotonic(), 0.0
         self._forgiven: list[asyncio.TimerHandle] = []
+        self._setup = scaling
+        self._scaling: Scaling | None = None
+        if scaling is not None:
+            self._scaling = scaling.scaling(self._membership, apply=self.handle, registry=registry)
         #: Registered instances' links, by name.
         self._links: dict[str, Link] = {}
         #: dtype that this cluster serves: that of the first instance that states one.
@@ -164,12 +183,17 @@ class ControllerService:
         context, common = self._context, self._context.common
         ops, ops_port = None, 0
         if common.ops_port >= 0:
+            routes = [trace_route(self._statistics, context.secret)]
+            if self._scaling is not None:
+                from janus_placement_controller.scaling_http import scaling_route
+
+                routes.append(scaling_route(self._scaling))
             app = ops_app(
                 context.health,
                 self._registry,
                 status=self._status,
                 refresh=self._refresh,
-                more=[trace_route(self._statistics, context.secret)],
+                more=routes,
             )
             ops = HttpServer(app, host=common.host, port=common.ops_port, field="--ops-port")
             ops_port = ops.port
@@ -193,9 +217,15 @@ class ControllerService:
 
     async def _serve_until_stopped(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            rebalancing = tasks.create_task(self._rebalancer.run(), name="rebalance")
+            beside = [tasks.create_task(self._rebalancer.run(), name="rebalance")]
+            if self._scaling is not None and self._setup is not None:
+                beside.append(tasks.create_task(self._scaling.run(), name="scale"))
+                beside.append(
+                    tasks.create_task(self._setup.follow_routing(self._statistics.activity), name="follow-routing")
+                )
             await self._judge_silence()
-            rebalancing.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _judge_silence(self) -> None:
         """Tick until the end, but not right after this process was held up itself: then it could hear nobody.
@@ -253,12 +283,17 @@ class ControllerService:
                 self._register(link, request_id, message, now)
             case Heartbeat():
                 self.handle(HeartbeatSeen(instance=name, heartbeat=message, now=now, incarnation=incarnation))
+                if self._scaling is not None and link.peer.role in ("attention", "expert"):
+                    self._scaling.on_heartbeat(name, incarnation, message)
             case PlacementLoaded():
                 self.handle(PlacementLoadedSeen(instance=name, message=message, now=now, incarnation=incarnation))
             case Leave():
                 self.handle(LeaveSeen(instance=name, reason=message.reason, now=now, incarnation=incarnation))
             case RoutingSample():
                 self._statistics.on_sample(name, message)
+            case Traffic():
+                if self._scaling is not None:
+                    self._scaling.on_traffic(name, incarnation, message)
             case SetExpected():
                 size = ExpectedSet(
                     gateways=message.gateways, attention=message.attention, experts=message.experts, now=now
@@ -266,7 +301,7 @@ class ControllerService:
                 self.handle(size)
                 link.reply(request_id, self._membership.view)
             case StatusRequest():
-                link.reply(request_id, self._membership.report(now))
+                link.reply(request_id, self._report())
             case _:
                 log.warning("unexpected_message", peer=name, message=type(message).__name__)
 
@@ -347,8 +382,14 @@ class ControllerService:
 
     # -- operations ----------------------------------------------------------------------------------------------
 
+    def _report(self) -> StatusReport:
+        report = self._membership.report(time.monotonic())
+        if self._scaling is None:
+            return report
+        return msgspec.structs.replace(report, scaling=self._scaling.status())
+
     def _status(self) -> dict[str, object]:
-        report: dict[str, object] = msgspec.to_builtins(self._membership.report(time.monotonic()))
+        report: dict[str, object] = msgspec.to_builtins(self._report())
         report["waiting_for"] = self._membership.waiting_for
         report["statistics"] = self._statistics.status()
         return report
@@ -365,6 +406,8 @@ class ControllerService:
         self._gauges["degraded"].set(len(report.degraded))
         self._gauges["replicas_least"].set(min(counts, default=0))
         self._gauges["replicas"].set(sum(counts))
+        if self._scaling is not None:
+            self._scaling.refresh(report)
         if report.last_move is not None:
             self._gauges["move_seconds"].set(report.last_move.seconds)
             self._gauges["move_bytes"].set(report.last_move.bytes_read)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from janus.config import AttentionOptions, ControllerOptions, ExpertOptions, GatewayOptions, UpOptions
+from janus.config.fields import parse_duration
 from janus.config.sources import known_environment, load_config, resolve
 from janus.errors import ConfigError
 
@@ -74,6 +75,8 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, str], str, str]] = [
     ({"ops_port": "-2"}, {}, "--ops-port", "at least -1"),
     ({"drain_timeout_s": "nan"}, {}, "--drain-timeout", "at least 0"),
     ({"drain_timeout_s": "soon"}, {}, "--drain-timeout", "not a number"),
+    ({"drain_timeout_s": "3 parsecs"}, {}, "--drain-timeout", "a duration such as 150ms"),
+    ({"drain_timeout_s": "-2ms"}, {}, "--drain-timeout", "at least 0"),
     ({"controller": "nowhere"}, {}, "--controller", "HOST:PORT"),
     ({"controller": "host:0"}, {}, "--controller", "HOST:PORT"),
     ({"host": ""}, {"JANUS_EXPERT_HOST": ""}, "--host", "is empty"),
@@ -149,3 +152,19 @@ def test_what_is_required_and_what_contradicts(
 def test_other_services_variables_are_no_mistake() -> None:
     assert expert(env={"JANUS_GATEWAY_MAX_QUEUE": "7"}).threads == 0
     assert "JANUS_UP_EXPERTS" in known_environment()
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("150ms", 0.15), ("2s", 2.0), ("2 S", 2.0), ("5min", 300.0), ("1.5h", 5400.0), (".5m", 30.0), ("250us", 25e-5)],
+)
+def test_durations_may_be_said_with_their_unit(said: str, seconds: float) -> None:
+    assert parse_duration(said) == pytest.approx(seconds)
+
+
+def test_a_number_alone_is_seconds() -> None:
+    assert parse_duration("0.15") == parse_duration(0.15) == 0.15
+    assert parse_duration("1e-3") == 0.001
+    for word in ("", "s", "1 2s", True):
+        with pytest.raises(ValueError, match="not a number of seconds"):
+            parse_duration(word)

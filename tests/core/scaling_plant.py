@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -36,7 +37,7 @@ class Plant:
         self.random = random.Random(self.seed)
 
     def step_s(self, counts: Counts, batch: float) -> float:
-        activated = self.experts * (1 - (1 - 2 / self.experts) ** batch) / counts.experts
+        activated = self.experts * (1 - math.pow(1 - 2 / self.experts, batch)) / counts.experts
         return self.fixed_s + self.row_s * batch / counts.attention + self.expert_s * activated
 
     def steady(self, arrivals_s: float) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def test_what_was_seen_before_a_change_is_not_judged() -> None:
 
 def test_a_failed_operation_is_tried_again_later_and_later() -> None:
     run = Run.of(Plant())
-    tried = []
+    tried: list[float] = []
     while run.now < 3600 and len(tried) < 5:
         decision = run.step(20.0)
         if decision.changes:

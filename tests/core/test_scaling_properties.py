@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from janus.core.scaling import Counts, Reason
 from janus.core.scaling.demand import Demand
-from janus.core.scaling.models import LearnedModel
-from janus.core.scaling.target import Question, fewest
+from janus.core.scaling.learned import LearnedModel
+from janus.core.scaling.target import bears, fewest
 from tests.core.scaling_plant import CONFIG, Plant, Run
 
 SETTINGS = settings(max_examples=25, deadline=None)
-FEW = settings(max_examples=8, deadline=None)
+#: Of hours of a cluster each: a failure is shown as it was found.
+FEW = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 plants = st.builds(
     Plant,
@@ -56,15 +59,16 @@ def test_never_out_of_bounds_and_never_many_at_once(
 @FEW
 @given(plant=plants, rate=st.floats(0.1, 20.0))
 def test_a_noisy_constant_load_does_not_make_the_numbers_flap(plant: Plant, rate: float) -> None:
-    plant.noise = min(plant.noise, 0.1)
+    plant.noise = min(plant.noise, 0.05)
     run = Run.of(plant)
     run.every_s = 10.0
     run.hold(rate, 1800)
-    settled = len(run.changes())
+    settled = len(run.decisions)
     run.hold(rate, 5400)
-    late = run.changes()[settled:]
+    grows = [d.reason is not Reason.SURPLUS for d in run.decisions[settled:] if d.changes]
+    turns = sum(early != late for early, late in itertools.pairwise(grows))
     # Down and up again may happen while it learns, never back and forth: numbers that were too few are remembered.
-    assert len(late) <= 4, [str(d.wanted) for d in run.changes()]
+    assert turns <= 3, [(d.at, d.reason, str(d.present), str(d.wanted), d.why) for d in run.changes()]
 
 
 @SETTINGS
@@ -93,17 +97,15 @@ def test_a_step_of_load_is_answered_within_a_few_observations(plant: Plant, rate
 def test_more_load_never_asks_for_fewer(
     tpot: float, share: float, running: float, rates: list[float], streams: int
 ) -> None:
-    model = LearnedModel(experts=64, top_k=2)
+    model = LearnedModel(CONFIG, experts=64, top_k=2)
     seen = Plant().observe(1.0)
     seen = replace(seen, tpot_mean_s=tpot, expert_share=share, running=running)
     model.learn(seen, Demand(), 30.0)
     low, high = Counts(attention=1, experts=1), Counts(attention=24, experts=24)
     totals = []
     for rate in sorted(rates):
-        question = Question.of(
-            CONFIG, model, Demand(tokens_s=rate, kv_share=0.01), tail=1.2, slo_s=0.1, streams_most=streams
-        )
-        found = fewest(question.bears, low, high)
+        outlook = model.outlook(Demand(tokens_s=rate, kv_share=0.01), slo_s=0.1, most=high, streams_most=streams)
+        found = fewest(functools.partial(bears, outlook), low, high)
         totals.append(found.total if found else high.total + 1)
     assert totals == sorted(totals)
 
@@ -115,15 +117,15 @@ def test_the_staircase_finds_the_fewest(border: list[int]) -> None:
     border = sorted(border, reverse=True)
     asked = []
 
-    def bears(counts: Counts) -> bool:
+    def enough(counts: Counts) -> bool:
         asked.append(counts)
         return counts.experts >= border[counts.attention - 1]
 
     low, high = Counts(attention=1, experts=1), Counts(attention=8, experts=10)
     every = [Counts(attention=a, experts=e) for a in range(1, 9) for e in range(1, 11)]
-    enough = [counts for counts in every if counts.experts >= border[counts.attention - 1]]
-    best = min(enough, key=lambda counts: (counts.total, counts.attention), default=None)
-    assert fewest(bears, low, high) == best
+    suffice = [counts for counts in every if counts.experts >= border[counts.attention - 1]]
+    best = min(suffice, key=lambda counts: (counts.total, counts.attention), default=None)
+    assert fewest(enough, low, high) == best
     assert len(asked) <= 2 * (8 + 10)
 
 
@@ -150,14 +152,14 @@ def test_without_noise_it_ends_where_the_slo_holds(fixed: float, row: float, exp
     run.hold(rate, 1200)
     _, tpot = plant.steady(rate)
     assert 1.1 * tpot <= CONFIG.slo_tpot_s
-    # Within a quarter of the fewest that bear it, or two instances.
+    # Hardly more than what bears the load with headroom and margin.
     most = Counts(attention=12, experts=12)
 
-    def bears(counts: Counts) -> bool:
+    def enough(counts: Counts) -> bool:
         smaller = replace(plant, counts=counts)
-        batch, step = smaller.steady(rate)
-        return 1.1 * step <= CONFIG.slo_tpot_s and batch <= counts.attention * plant.streams_most
+        batch, step = smaller.steady(rate * (1 + CONFIG.headroom))
+        slo_s = CONFIG.slo_tpot_s * (1 - CONFIG.margin)
+        return 1.1 * step <= slo_s and batch <= CONFIG.streams * counts.attention * plant.streams_most
 
-    best = fewest(bears, Counts(attention=1, experts=1), most)
-    assert best is not None
-    assert plant.counts.total <= max(best.total + 2, 1.5 * best.total)
+    best = fewest(enough, Counts(attention=1, experts=1), most) or most
+    assert plant.counts.total <= best.total + 2

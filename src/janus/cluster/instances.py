@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from janus.config import UpOptions
+from janus.config.fields import option_fields
+from janus.config.scaling import ScalingOptions
 from janus.messages.control import Role
 
 #: ``python -m`` name of each role's service.
@@ -95,6 +97,7 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
                 "slots_per_instance": options.slots_per_instance,
                 "placement": options.placement,
                 "activations": str(Path(options.activations).resolve()) if options.activations else "",
+                **scaling_arguments(options.scaling),
             },
         ),
         ("gateway", options.gateways, 1, {"model": model, "http_host": options.host, "http_port": options.port}),
@@ -124,6 +127,16 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
         for role, count, threads, arguments in plans
         for index in range(count)
     ]
+
+
+def scaling_arguments(options: ScalingOptions) -> dict[str, Any]:
+    """Return the controller's arguments for ``options``; none when nothing scales by itself."""
+    if options.autoscale == "off":
+        return {}
+    given = {item.key: getattr(options, item.name) for item in option_fields(ScalingOptions)}
+    if options.hardware and Path(options.hardware).is_file():
+        given["hardware"] = str(Path(options.hardware).resolve())
+    return {key: value for key, value in given.items() if value != ""}
 
 
 def share_threads(cores: int, *, attention: int, experts: int, wanted: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,6 +20,7 @@ from janus.config.options import (
     SchedulerName,
     Transport,
 )
+from janus.config.scaling import ScalingOptions
 from janus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -123,6 +124,7 @@ class UpOptions:
         "its memory. Without, each starts from nothing.",
         panel=_OPS,
     )
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
     verbose: bool = option(False, help="Show the instances' logs here too; they are always in files.", panel=_OPS)
     log_level: LogLevel = option("info", help="Least severe event that is logged.", panel=_OPS)
     log_format: LogFormat = option("console", help="Form of the log lines.", panel=_OPS)
@@ -131,3 +133,6 @@ class UpOptions:
         check_ranges(self)
         if not _NAME.fullmatch(self.name):
             raise ConfigError("--name", f"{self.name!r} cannot name a file", "use letters, digits, '.', '_' and '-'")
+        if self.scaling.scale_command:
+            problem = "janus up adds and removes instances itself"
+            raise ConfigError("--scale-command", problem, "leave it out, or start the controller without janus up")

@@ -6,7 +6,9 @@ written twice and nothing can disagree.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ _METADATA_KEY = "janus"
 #: Suffixes that carry the unit in Python and are dropped for users, who read the unit in the help.
 _UNIT_SUFFIXES = ("_s", "_bytes")
 _SIZE_SUFFIXES = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DURATION_SUFFIXES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(?P<number>[-+]?(\d+\.?\d*|\.\d+))\s*(?P<unit>us|ms|s|min|m|h)", re.IGNORECASE)
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -180,6 +184,8 @@ def parse(item: OptionField, raw: Any) -> Any:
         raise ValueError(f"{str(raw).lower()} is a boolean; expected {item.metavar}")
     if item.annotation is int:
         return _parse_size(raw) if item.info.unit == "bytes" else _parse_int(raw)
+    if item.annotation is float and item.info.unit == "seconds":
+        return parse_duration(raw)
     if item.annotation is float:
         try:
             return float(raw)
@@ -190,6 +196,21 @@ def parse(item: OptionField, raw: Any) -> Any:
     if not isinstance(raw, str):
         raise ValueError(f"{raw!r} is not text")
     return Path(raw).expanduser() if item.annotation is Path else raw
+
+
+def parse_duration(raw: Any) -> float:
+    """Return ``"150ms"``, ``"2 s"``, ``"5min"``, ``0.15`` in seconds; a number alone is seconds.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not isinstance(raw, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(raw)
+        match = _DURATION.fullmatch(str(raw).strip())
+        if match is not None:
+            return float(match["number"]) * _DURATION_SUFFIXES[match["unit"].lower()]
+    raise ValueError(f"{raw!r} is not a number of seconds, nor a duration such as 150ms, 2s or 5min")
 
 
 def _parse_bool(raw: Any) -> bool:

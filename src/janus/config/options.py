@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 from janus.config.fields import check_ranges, option
+from janus.config.scaling import ScalingOptions
 from janus.errors import ConfigError
 from janus.messages.control import Role
 
@@ -387,6 +388,23 @@ class ControllerOptions(ServiceOptions):
     heartbeat_s: float = option(
         0.5, help="How often instances report; eight missed reports mark one as failed.", unit="seconds", minimum=0.01
     )
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    control_socket: str = option(
+        "",
+        help="Control socket of the janus up that runs the cluster: instances are added and removed through it.",
+        unit="path",
+        default_text="none; janus up gives its own",
+        panel=_PROCESS,
+    )
+
+    def __post_init__(self) -> None:
+        ServiceOptions.__post_init__(self)  # super() has no class cell under slots=True
+        if self.scaling.autoscale == "on" and not (self.control_socket or self.scaling.scale_command):
+            raise ConfigError(
+                "--autoscale",
+                "there is nothing to add and remove instances with",
+                "give --scale-command, run the cluster with janus up, or use --autoscale dry-run",
+            )
 
 
 def split_address(field: str, address: str) -> tuple[str, int]:

@@ -93,6 +93,11 @@ class Membership:
         return self._view
 
     @property
+    def expected(self) -> Mapping[Role, int]:
+        """How many instances of each role there are to be."""
+        return self._expected
+
+    @property
     def missing(self) -> list[str]:
         """Instances of the roster that are not there, as many as there are too few; by role, in order."""
         there = Counter(member.identity.role for member in self._members.values() if member.state != "failed")

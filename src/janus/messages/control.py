@@ -152,6 +152,36 @@ class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     #: ``None`` where it does not look.
     scheduler: str = ""
     proven_share: float | None = None
+    #: Attention instances: sequences that may run at the same time. Seconds so far in which steps computed, and in
+    #: which all that were in flight waited for their experts. Expert instances: seconds so far that they computed.
+    max_running: int = 0
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class Traffic(_Message, frozen=True, tag="traffic"):
+    """Gateway -> controller, once per second: what clients asked for and saw, summed up since the gateway started.
+
+    Sums and not differences: a report that is lost takes nothing with it.
+    """
+
+    #: Sequences that arrived, those of them that were refused for want of room, and those that ended with an answer.
+    arrived: int = 0
+    refused: int = 0
+    finished: int = 0
+    #: Tokens of the prompts that arrived, of the answers that ended, and all that came out.
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    output_tokens: int = 0
+    #: Seconds between tokens of a sequence, summed up, and how many tokens that is: TPOT, as a mean over tokens.
+    gaps_s: float = 0.0
+    gaps: int = 0
+    #: Seconds to first tokens, summed up, and how many.
+    first_s: float = 0.0
+    firsts: int = 0
+    #: ``janus.core.latency.LatencyHistogram`` of TPOT over stretches of a sequence, and of TTFT.
+    tpot: list[tuple[int, int]] = []
+    ttft: list[tuple[int, int]] = []
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -388,6 +418,23 @@ class StatusRequest(_Message, frozen=True, tag="status_request"):
     """Tool -> controller: everything that ``janus status`` shows."""
 
 
+class ScalingStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the autoscaler does, as ``janus status`` shows it."""
+
+    #: "dry-run" or "on".
+    mode: str
+    #: The last decision: numbers before and after as "2A4E", why, and seconds ago. Empty before the first one.
+    present: str = ""
+    wanted: str = ""
+    reason: str = ""
+    why: str = ""
+    age_s: float = 0.0
+    #: What is being done now; empty when nothing is.
+    operation: str = ""
+    #: Why the last operation failed; empty when it did not.
+    problem: str = ""
+
+
 class StatusReport(_Message, frozen=True, tag="status_report"):
     """Controller -> tool. ``heartbeats``: the last one of each instance, with its age in seconds."""
 
@@ -401,6 +448,8 @@ class StatusReport(_Message, frozen=True, tag="status_report"):
     degraded: list[str] = msgspec.field(default_factory=list)
     #: ``replicas[layer][expert]`` of the placement in force.
     replicas: list[list[int]] = msgspec.field(default_factory=list)
+    #: ``None`` where nothing scales by itself.
+    scaling: ScalingStatus | None = None
 
 
 Message: TypeAlias = (
@@ -416,6 +465,7 @@ Message: TypeAlias = (
     | LoadPlacement
     | PlacementLoaded
     | RoutingSample
+    | Traffic
     | Leave
     | Fatal
     | Submit

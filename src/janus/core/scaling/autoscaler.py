@@ -10,23 +10,24 @@ from __future__ import annotations
 from janus.core.scaling import wording
 from janus.core.scaling.contract import Counts, Decision, Observation, Prediction, Reason, ScalingConfig
 from janus.core.scaling.demand import Demand, DemandHistory
-from janus.core.scaling.models import LearnedModel, StepModel, Tail
-from janus.core.scaling.target import Question, as_good_as, fewest
+from janus.core.scaling.learned import LearnedModel
+from janus.core.scaling.target import Model, Outlook, as_good_as, bears, fewest
 from janus.core.scaling.trials import Trials
 from janus.core.scaling.urgency import Need, find_need
 
 #: One decision adds at most so many times the instances of a role; the next one may add as many again.
 _MOST_GROWTH = 2
+#: More are added when less than this share of the headroom is left, and then for all of it: noise makes no difference.
+_LEAST_HEADROOM = 0.5
 
 
 class Autoscaler:
     """Decides; whoever asks carries it out, one instance at a time, and says when that failed. Seconds of any clock."""
 
-    def __init__(self, config: ScalingConfig, *, model: StepModel | None = None, tail: Tail | None = None) -> None:
+    def __init__(self, config: ScalingConfig, *, model: Model | None = None) -> None:
         """``model``: what to expect of other numbers; without one, it is learned from what is observed."""
         self.config = config
-        self.model = model or LearnedModel(interval_s=config.interval_s)
-        self._tail = tail or Tail(config.percentile)
+        self.model = model or LearnedModel(config)
         self._history = DemandHistory(config.look_back_s)
         self._trials = Trials(config.look_back_s)
         self._present: Counts | None = None
@@ -62,7 +63,7 @@ class Autoscaler:
         if now < self._retry_at:
             why = f"an operation failed, the next one is tried in {self._retry_at - now:.0f} s: {self._problem}"
             return self._hold(seen, Reason.BACKOFF, why, now) if regular else _not_due(seen, now)
-        need = find_need(seen, config, self._question(seen, demand, config.slo_tpot_s))
+        need = find_need(seen, config, self._outlook(seen, demand, config.slo_tpot_s))
         pause = min(config.interval_s, config.urgent_s * 2**self._unheeded)
         if not regular and (need is None or now - self._decided_at < pause):
             return _not_due(seen, now)
@@ -89,14 +90,16 @@ class Autoscaler:
         if seen.tpot_samples < self.config.samples:
             return
         self.model.learn(seen, demand, dt)
-        self._tail.learn(seen)
         if seen.tpot_tail_s is not None:
             self._trials.judge(seen.present, seen.tpot_tail_s, demand.tokens_s, now)
 
-    def _question(self, seen: Observation, demand: Demand, slo_s: float) -> Question:
-        return Question.of(
-            self.config, self.model, demand, tail=self._tail.factor, slo_s=slo_s, streams_most=seen.streams_most
-        )
+    def _outlook(self, seen: Observation, demand: Demand, slo_s: float) -> Outlook:
+        return self.model.outlook(demand, slo_s=slo_s, most=self._most(seen.present), streams_most=seen.streams_most)
+
+    def _most(self, present: Counts) -> Counts:
+        """As many as one decision may lead to."""
+        most = Counts(attention=_MOST_GROWTH * present.attention, experts=_MOST_GROWTH * present.experts)
+        return most.at_most(self.config.high).at_least(present)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -107,66 +110,66 @@ class Autoscaler:
         if inside != present:
             why = f"there are to be {low} to {config.high}"
             return self._decision(seen, Reason.BOUNDS, why, now, wanted=inside)
-        question = self._question(seen, demand.times(1 + config.headroom), config.slo_tpot_s)
-        most = Counts(attention=_MOST_GROWTH * present.attention, experts=_MOST_GROWTH * present.experts)
-        most = most.at_most(config.high)
-        found = fewest(question.bears, present, most)
-        wanted = found or as_good_as(question, present, most)
+        least = self._outlook(seen, demand.times(1 + _LEAST_HEADROOM * config.headroom), config.slo_tpot_s)
+        if need is None and bears(least, present):
+            return self._shrink(seen, demand, low, now)
+        outlook, most = self._outlook(seen, demand.times(1 + config.headroom), config.slo_tpot_s), self._most(present)
+        found = fewest(lambda counts: bears(outlook, counts), present, most)
+        wanted = found or as_good_as(outlook, present, most)
         if need is not None:
             wanted = wanted.at_least(need.least.at_most(most))
         if wanted != present:
-            return self._grow(seen, demand, now, need=need, question=question, wanted=wanted)
-        if need is not None or found is None:
-            why = need.why if need is not None else f"the load asks for more {wording.load(seen)}"
-            return self._hold(seen, Reason.LIMIT, f"{why}; there may be at most {config.high}", now, question)
-        return self._shrink(seen, question, low, now)
+            return self._grow(seen, demand, now, need=need, outlook=outlook, wanted=wanted)
+        why = need.why if need is not None else f"the load asks for more {wording.load(seen)}"
+        return self._hold(seen, Reason.LIMIT, f"{why}; there may be at most {config.high}", now, outlook)
 
     def _grow(
-        self, seen: Observation, demand: Demand, now: float, *, need: Need | None, question: Question, wanted: Counts
+        self, seen: Observation, demand: Demand, now: float, *, need: Need | None, outlook: Outlook, wanted: Counts
     ) -> Decision:
         config, present = self.config, seen.present
         reason = Reason.LOAD if need is None else need.reason
-        share = f"{config.headroom:.0%}"
-        why = need.why if need is not None else f"there is no headroom of {share} for more load {wording.load(seen)}"
+        thin = f"too little of the headroom of {config.headroom:.0%} is left {wording.load(seen)}"
+        why = thin if need is None else need.why
         if reason is not Reason.QUEUE and self._trials.given_up(demand.tokens_s, now):
             why = f"{why}; but more instances did not lower it lately: something else limits it"
-            return self._hold(seen, Reason.FUTILE, why, now, question)
+            return self._hold(seen, Reason.FUTILE, why, now, outlook)
         known = seen.tpot_tail_s if seen.tpot_samples >= config.samples and reason is not Reason.QUEUE else None
         self._trials.grows(present, known, demand.tokens_s, now)
-        return self._decision(seen, reason, why, now, question, wanted=wanted)
+        return self._decision(seen, reason, why, now, outlook, wanted=wanted)
 
-    def _shrink(self, seen: Observation, question: Question, low: Counts, now: float) -> Decision:
+    def _shrink(self, seen: Observation, demand: Demand, low: Counts, now: float) -> Decision:
         config, present = self.config, seen.present
+        outlook = self._outlook(seen, demand.times(1 + config.headroom), config.slo_tpot_s)
         slo_s = config.slo_tpot_s * (1 - config.margin)
         peak = self._history.peak.times(1 + config.headroom)
-        strict = self._question(seen, peak, slo_s)
+        strict = self._outlook(seen, peak, slo_s)
 
-        def bears(counts: Counts) -> bool:
-            return strict.bears(counts) and not self._trials.too_few(counts, self._history.peak.tokens_s, now)
+        def enough(counts: Counts) -> bool:
+            return bears(strict, counts) and not self._trials.too_few(counts, self._history.peak.tokens_s, now)
 
-        target = fewest(bears, low, present)
-        enough = f"{present} are enough {wording.load(seen)}"
+        target = fewest(enough, low, present)
+        fine = f"{present} are enough {wording.load(seen)}"
         if target is None or target == present:
-            return self._hold(seen, Reason.STEADY, enough, now, question)
+            return self._hold(seen, Reason.STEADY, fine, now, outlook)
         covered = min(self._history.covered_s(now), now - self._grown_at)
         if covered < config.look_back_s:
-            why = f"{enough}, and {target} may be: for {covered:.0f} s of {config.look_back_s:.0f} s so far"
-            return self._hold(seen, Reason.STEADY, why, now, question)
+            why = f"{fine}, and {target} may be: for {covered:.0f} s of {config.look_back_s:.0f} s so far"
+            return self._hold(seen, Reason.STEADY, why, now, outlook)
         if seen.tpot_samples >= config.samples and (seen.tpot_tail_s or 0.0) > slo_s:
-            why = f"{enough}, with {config.tail} TPOT {wording.seconds(seen.tpot_tail_s or 0.0)} near the SLO"
-            return self._hold(seen, Reason.STEADY, why, now, question)
+            why = f"{fine}, with {config.tail} TPOT {wording.seconds(seen.tpot_tail_s or 0.0)} near the SLO"
+            return self._hold(seen, Reason.STEADY, why, now, outlook)
         choices = [present.plus(attention=-1)] * (target.attention < present.attention)
         choices += [present.plus(experts=-1)] * (target.experts < present.experts)
-        wanted = min(choices, key=lambda counts: question.predict(counts).tpot_tail_s)
+        wanted = min(choices, key=lambda counts: outlook.predict(counts).tpot_tail_s)
         self._trials.shrinks(wanted)
         why = f"{target} would have been enough for {config.look_back_s:.0f} s, now {wording.load(seen)}"
-        return self._decision(seen, Reason.SURPLUS, why, now, question, wanted=wanted)
+        return self._decision(seen, Reason.SURPLUS, why, now, outlook, wanted=wanted)
 
     def _hold(
-        self, seen: Observation, reason: Reason, why: str, now: float, question: Question | None = None
+        self, seen: Observation, reason: Reason, why: str, now: float, outlook: Outlook | None = None
     ) -> Decision:
         self._decided_at = now
-        return self._decision(seen, reason, why, now, question, wanted=seen.present)
+        return self._decision(seen, reason, why, now, outlook, wanted=seen.present)
 
     def _decision(
         self,
@@ -174,15 +177,15 @@ class Autoscaler:
         reason: Reason,
         why: str,
         now: float,
-        question: Question | None = None,
+        outlook: Outlook | None = None,
         *,
         wanted: Counts,
     ) -> Decision:
         predicted: Prediction | None = None
         at_present: Prediction | None = None
-        if question is not None and question.demand.tokens_s > 0:
-            at_present = question.predict(seen.present)
-            predicted = at_present if wanted == seen.present else question.predict(wanted)
+        if outlook is not None and outlook.demand.tokens_s > 0:
+            at_present = outlook.predict(seen.present)
+            predicted = at_present if wanted == seen.present else outlook.predict(wanted)
         if wanted != seen.present:
             why = wording.sentence(why, wording.expected(predicted, self.config))
         return Decision(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -105,5 +106,5 @@ def _mean(old: float, new: float, count: float) -> float:
         return old
     if not old:
         return new
-    share = 1 - 0.5 ** (count / _MEMORY_REQUESTS)
+    share = 1 - math.exp2(-count / _MEMORY_REQUESTS)
     return old + share * (new - old)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from janus.core.scaling import wording
 from janus.core.scaling.contract import Counts, Observation, Reason, ScalingConfig
-from janus.core.scaling.target import Question
+from janus.core.scaling.target import Outlook, bears
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,13 +18,13 @@ class Need:
     least: Counts
 
 
-def find_need(seen: Observation, config: ScalingConfig, question: Question) -> Need | None:
-    """Return the most urgent need. ``question``: whether there is enough for the load as it is, without headroom."""
+def find_need(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Need | None:
+    """Return the most urgent need. ``outlook``: on the load as it is, without headroom."""
     present = seen.present
     known = seen.tpot_samples >= config.samples and seen.tpot_tail_s is not None
     if known and seen.tpot_tail_s is not None and seen.tpot_tail_s > config.slo_tpot_s:
         why = wording.slower_than("TPOT", seen.tpot_tail_s, config.slo_tpot_s, seen, config)
-        return Need(reason=Reason.SLO, why=why, least=one_more(seen, config, question))
+        return Need(reason=Reason.SLO, why=why, least=one_more(seen, config, outlook))
     if seen.refused or seen.queued > config.queue * max(1.0, seen.running):
         refused = f" and {seen.refused} were refused" if seen.refused else ""
         why = f"{seen.queued:.3g} streams wait{refused} {wording.load(seen)}"
@@ -36,20 +36,20 @@ def find_need(seen: Observation, config: ScalingConfig, question: Question) -> N
     if config.slo_ttft_s and ttft_s is not None and seen.tpot_samples >= config.samples and ttft_s > config.slo_ttft_s:
         why = wording.slower_than("TTFT", ttft_s, config.slo_ttft_s, seen, config)
         return Need(reason=Reason.SLO, why=why, least=present.plus(attention=1))
-    if not question.bears(present):
+    if not bears(outlook, present):
         why = f"the load will lead to more than the SLO of {wording.seconds(config.slo_tpot_s)} {wording.load(seen)}"
         return Need(reason=Reason.LOAD, why=why, least=present)
     return None
 
 
-def one_more(seen: Observation, config: ScalingConfig, question: Question) -> Counts:
+def one_more(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Counts:
     """One instance more, of the role that makes a step shorter; of the other where that one is at its bound."""
     present = seen.present
     choices = [
         more for more in (present.plus(attention=1), present.plus(experts=1)) if present.experts or not more.experts
     ]
     allowed = [more for more in choices if config.high.covers(more)] or choices
-    steps = {more: question.model.step_s(more, max(1.0, seen.running), question.demand) for more in allowed}
-    if len(set(steps.values())) < len(steps) and seen.expert_share is not None and len(allowed) > 1:
+    strains = {more: outlook.strain(more) for more in allowed}
+    if len(set(strains.values())) < len(strains) and seen.expert_share is not None:
         return allowed[1 if seen.expert_share > 0.5 else 0]
-    return min(allowed, key=lambda more: steps[more])
+    return min(allowed, key=lambda more: strains[more])
