@@ -35,7 +35,11 @@ class ProfileOptions:
     quick: bool = option(False, help="Fewer points: a minute or two, and wider intervals.")
     dtype: DType = option("float32", help="Type of weights, KV cache and activations.")
     threads: int = option(
-        1, help="CPU threads of each instance; what is planned with the profile should have as many.", minimum=1
+        0,
+        help="CPU threads of each instance; what is planned with the profile should have as many.",
+        unit="threads",
+        default_text="0 = the cores, shared out",
+        minimum=0,
     )
     observations: Path | None = option(None, help="JSON file for every point that was measured.", default_text="none")
 

@@ -45,8 +45,8 @@ class Settings:
     model: Path | None = None
     quick: bool = False
     dtype: DType = "float32"
-    #: Threads of each instance.
-    threads: int = 1
+    #: Threads of each instance; 0 = instances of a role share the machine's cores, as ``janus up`` has it.
+    threads: int = 0
 
     @property
     def effort(self) -> Effort:
@@ -81,7 +81,8 @@ async def run(settings: Settings, tell: Tell) -> Result:
             for experts in settings.effort.experts:
                 if experts <= model.sizes.experts:
                     await campaign.measure(model, experts)
-    template = _template(settings, campaign.load_rates)
+    others = statistics.fmean(seen.others_cores for seen in campaign.observations)
+    template = _template(settings, campaign.load_rates, others)
     return Result(fit=fit(campaign.observations, template), observations=tuple(campaign.observations))
 
 
@@ -142,15 +143,19 @@ def _silent(_: str) -> None:
     """What ``janus up`` tells of its instances is not what somebody who profiles waits for."""
 
 
-def _template(settings: Settings, rates: Sequence[float]) -> HardwareProfile:
-    """A profile of this machine in which the fitted figures are still missing."""
+def _template(settings: Settings, rates: Sequence[float], others: float) -> HardwareProfile:
+    """A profile of this machine in which the fitted figures are still missing.
+
+    ``others``: cores that processes which do not belong to the measurement kept busy, as a mean.
+    """
     cores, memory = usable_cores(), psutil.virtual_memory().total
-    instances = max(1, cores // settings.threads)
-    name = "cpu-core" if settings.threads == 1 else f"cpu-{settings.threads}-cores"
-    share = f"{memory / 2**30:.1f} GiB of the machine, over {instances}"
+    # What a device is: all cores, which the instances of a role share, or as many as an instance has threads.
+    alone = cores // settings.threads if settings.threads else 1
+    name, instances = f"cpu-{settings.threads}" if settings.threads else "cpu", max(1, alone)
+    share = f"{memory / 2**30:.1f} GiB of the machine, by {2 * instances}: the other role has as much"
     device = Device(
         name=name,
-        memory_bytes=round(memory / instances),
+        memory_bytes=round(memory / instances / 2),
         weight_bytes_s=1.0,
         kv_bytes_s=1.0,
         flops_s=1.0,
@@ -158,12 +163,11 @@ def _template(settings: Settings, rates: Sequence[float]) -> HardwareProfile:
         shared_cores=instances,
     )
     link = LinkCost(message_s=0.0, latency_s=0.0, byte_s=0.0)
-    threads = "one thread" if settings.threads == 1 else f"{settings.threads} threads"
+    threads = f"Instances of --threads {settings.threads}" if settings.threads else "Instances that share the cores"
     return HardwareProfile(
         name=f"measured-{machine.slug()}",
         kind="measured",
-        about=f"Instances of {threads} each on {machine.cpu_name()}, in {settings.dtype}: as with --threads "
-        f"{settings.threads} --dtype {settings.dtype}. The gateway and its clients ran on the same cores.",
+        about=f"{threads} on {machine.cpu_name()}, in {settings.dtype}. The gateway and its clients were there too.",
         devices={name: device},
         intra=link,
         inter=link,
@@ -180,6 +184,7 @@ def _template(settings: Settings, rates: Sequence[float]) -> HardwareProfile:
             "date": machine.today(),
             "dtype": settings.dtype,
             "threads": str(settings.threads),
+            "others_cores": f"{others:.2f}",
         },
     )
 

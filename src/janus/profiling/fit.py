@@ -77,12 +77,14 @@ def fit(observations: Sequence[Observation], template: HardwareProfile) -> Fit:
     for seen in observations:
         by_model.setdefault(seen.model, []).append(seen)
     together = [_Together(group) for group in by_model.values()]
-    measured = np.array([[getattr(seen, part) for part in PARTS] for group in by_model.values() for seen in group])
+    measured: Vector = np.array(
+        [[getattr(seen, part) for part in PARTS] for group in by_model.values() for seen in group]
+    )
     totals = measured.sum(axis=1, keepdims=True)
 
     def residuals(values: Vector) -> Vector:
         profile = _with(template, _figures_of(values))
-        predicted = np.concatenate([group.parts(profile) for group in together])
+        predicted: Vector = np.concatenate([group.parts(profile) for group in together])
         return ((predicted - measured) / totals).ravel()
 
     start = np.array([_seconds(each, each.start) for each in _ALL])

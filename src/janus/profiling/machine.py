@@ -1,4 +1,4 @@
-"""What the measurement ran on, and what else ran there meanwhile."""
+"""What the measurement ran on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import datetime
 import platform
 import re
 import subprocess
-import time
-from collections.abc import Iterable
 from pathlib import Path
-
-import psutil
 
 import janus
 
@@ -54,32 +50,3 @@ def commit() -> str:
 def today() -> str:
     """The date."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-class OthersMeter:
-    """CPU time that everything but the named processes and this one uses, from its creation on."""
-
-    def __init__(self, pids: Iterable[int]) -> None:
-        self._own = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
-        self._before = self._read()
-
-    def cores(self) -> float:
-        """Return how many cores they kept busy, on average."""
-        before, after = self._before, self._read()
-        wall = after[0] - before[0]
-        return max(0.0, (after[1] - before[1]) - (after[2] - before[2])) / wall if wall > 0 else 0.0
-
-    def _read(self) -> tuple[float, float, float]:
-        """Seconds of the clock, of all cores busy, and of the own processes."""
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        # guest time is part of user time
-        busy = sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        own = 0.0
-        for process in self._own:
-            try:
-                used = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            own += used.user + used.system
-        return time.perf_counter(), busy, own

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from janus.core.planning.hardware import HardwareProfile
 from janus.core.planning.performance import Deployment, Load, StepTime, step_time
 from janus.core.planning.sizes import ModelSizes
+from janus.profiling.cores import Turn
 
 #: The parts of a step, as ``StepTime`` has them.
 PARTS = ("attention_s", "exchange_s", "experts_s", "other_s")
@@ -54,6 +55,28 @@ class Observation:
         return step_time(
             self.model, profile, deployment, self.load, a_max=lambda _experts, _batch: self.a_max, modes=("direct",)
         )
+
+
+def undisturbed(parts: Mapping[str, float], *, attention: Turn, experts: Sequence[Turn]) -> dict[str, float]:
+    """Return ``parts`` as they would have been, had nobody else used the cores.
+
+    ``attention`` and ``experts``: how long the instances ran and waited because of others, in the steps of ``parts``.
+    They take turns, so a step is shorter by both waits; of several expert instances the one that waited most counts.
+    What is computed shrinks as its process's share of running does, and the exchange by the rest.
+    """
+    steps = max(parts["steps"], 1.0)
+    slowest = max(experts, key=lambda turn: turn.waited_s, default=Turn())
+    total = sum(parts[part] for part in PARTS) - (attention.waited_s + slowest.waited_s) / steps
+    shrunk = {
+        "attention_s": parts["attention_s"] * _share(attention),
+        "experts_s": parts["experts_s"] * _share(slowest),
+        "other_s": parts["other_s"] * _share(attention),
+    }
+    return {**parts, **shrunk, "exchange_s": max(0.0, total - sum(shrunk.values()))}
+
+
+def _share(turn: Turn) -> float:
+    return turn.ran_s / (turn.ran_s + turn.waited_s) if turn.waited_s > 0 else 1.0
 
 
 def per_step(

@@ -39,7 +39,7 @@ class Effort:
     most_prompt_tokens: int = 8192
 
 
-FULL = Effort(experts=(1, 2, 4), batches=(1, 2, 4, 8, 16, 32, 64), contexts=(16, 256, 768), windows=7, window_s=0.5)
+FULL = Effort(experts=(1, 2, 4), batches=(1, 4, 16, 64), contexts=(16, 256, 768), windows=5, window_s=0.4)
 QUICK = Effort(experts=(1, 2), batches=(1, 8, 64), contexts=(16, 256), windows=3, window_s=0.3)
 
 

@@ -17,8 +17,8 @@ from janus.cluster.state import ClusterState
 from janus.core.planning.performance import Load
 from janus.core.planning.sizes import ModelSizes
 from janus.errors import JanusError
-from janus.profiling.machine import OthersMeter
-from janus.profiling.observations import Observation, per_step
+from janus.profiling.cores import CoreMeter, Cores
+from janus.profiling.observations import PARTS, Observation, per_step, undisturbed
 from janus.profiling.points import Effort, Point
 
 _REQUEST_TIMEOUT_S = 600.0
@@ -64,7 +64,7 @@ class _Window:
 
     @property
     def total_s(self) -> float:
-        return sum(self.parts[part] for part in ("attention_s", "exchange_s", "experts_s", "other_s"))
+        return sum(self.parts[part] for part in PARTS)
 
 
 class Prober:
@@ -127,25 +127,25 @@ class Prober:
         room = self._bench.max_model_len - point.prompt - 1
         async with self._streaming(streams, point.prompt, room) as tasks:
             begun = await self._look()
-            meter, before, since = OthersMeter(self._bench.pids()), begun, time.perf_counter()
+            meter, before, since = CoreMeter(self._bench.pids()), begun, time.perf_counter()
             for _ in range(wanted):
                 await asyncio.sleep(effort.window_s)
                 after, now = await self._look(), time.perf_counter()
-                others = meter.cores()
+                cores = meter.read()
                 emitted = _tokens(begun, after) / streams
                 if emitted > _NEARLY * room or any(task.done() for task in tasks):
                     self._check(tasks)
                     return
-                parts = self._parts(before, after, now - since)
+                parts = self._parts(before, after, now - since, cores)
                 if parts:
                     context = point.prompt + (_tokens(begun, before) / streams + emitted) / 2
-                    yield _Window(parts, context, 0.0, others)
-                meter, before, since = OthersMeter(self._bench.pids()), after, now
+                    yield _Window(parts, context, 0.0, cores.others)
+                before, since = after, now
 
     async def _prompts(self, point: Point, effort: Effort, wanted: int) -> AsyncIterator[_Window]:
         """Each prompt of one token's answer is a window: nothing else runs meanwhile."""
         for _ in range(wanted):
-            meter, before = OthersMeter(self._bench.pids()), await self._look()
+            meter, before = CoreMeter(self._bench.pids()), await self._look()
             bodies = [self._body(point.prompt, 1) for _ in range(self._bench.attention)]
             tasks = [asyncio.create_task(self._ask(body), name=f"prompt[{n}]") for n, body in enumerate(bodies)]
             try:
@@ -154,9 +154,10 @@ class Prober:
                 for task in tasks:
                     task.cancel()
             self._check(tasks)
-            parts = self._parts(before, await self._look(), None)
+            after, cores = await self._look(), meter.read()
+            parts = self._parts(before, after, None, cores)
             if parts:
-                yield _Window(parts, point.prompt / 2, point.prompt / parts["steps"], meter.cores())
+                yield _Window(parts, point.prompt / 2, point.prompt / parts["steps"], cores.others)
 
     @contextlib.asynccontextmanager
     async def _streaming(self, streams: int, prompt: int, tokens: int) -> AsyncIterator[list[asyncio.Task[Sample]]]:
@@ -210,9 +211,20 @@ class Prober:
         return found
 
     def _parts(
-        self, before: dict[str, dict[str, float]], after: dict[str, dict[str, float]], wall_s: float | None
+        self,
+        before: dict[str, dict[str, float]],
+        after: dict[str, dict[str, float]],
+        wall_s: float | None,
+        cores: Cores,
     ) -> dict[str, float]:
-        return per_step(before, after, moe_layers=self._bench.model.moe_layers, wall_s=wall_s)
+        parts = per_step(before, after, moe_layers=self._bench.model.moe_layers, wall_s=wall_s)
+        if not parts:
+            return parts
+        attention, experts = (
+            [cores.turns[each.pid] for each in self._bench.state.instances if each.role == role]
+            for role in ("attention", "expert")
+        )
+        return undisturbed(parts, attention=max(attention, key=lambda turn: turn.waited_s), experts=experts)
 
     async def load_rates(self) -> list[float]:
         """Bytes of replicas per second that each expert instance has seen, from its faster source."""
