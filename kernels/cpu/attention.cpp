@@ -1,6 +1,8 @@
-// One attention layer of a step, from residual stream to residual stream: norm, QKV, per-head norms, rotary embedding,
-// KV write, paged attention, output projection, residual, and the norm before the MLP. One call, six phases.
+// One layer of grouped-query attention of a step, from residual stream to residual stream: norm, QKV, query and key
+// norms, rotary embedding, KV write, paged attention, output projection, residual, and the norm before the MLP. One
+// call, six phases.
 #include "api.h"
+#include "attention_step.h"
 #include "gemm.h"
 #include "norm.h"
 #include "paged_attention.h"
@@ -12,10 +14,14 @@ namespace janus {
 
 struct AttentionShape {
   int64_t dtype, hidden, heads, kv_heads, head_dim, block_size;
+  int64_t rotary;      // elements of a head that turn with the position
+  int64_t whole_norm;  // query and key norms are over all heads together
   double eps;
+  double clip;  // queries, keys and values are clamped to [-clip, clip]; 0 = not
 };
 
-// Norms and biases are f32 (null = none); qkv and o are packed; caches are [blocks, kv_heads, block_size, head_dim].
+// Norms, biases and sinks are f32 (null = none); qkv and o are packed; caches are [blocks, kv_heads, block_size,
+// head_dim].
 struct AttentionLayer {
   const float *input_norm, *post_norm;
   const void* qkv;
@@ -23,65 +29,22 @@ struct AttentionLayer {
   const float *q_norm, *k_norm;
   const void* o;
   const float* o_bias;
+  const float* sinks;  // [heads]
   void *keys, *values;
-};
-
-struct AttentionStep {
-  int64_t tokens, sequences, max_blocks;
-  const float* cos_sin;         // [tokens, head_dim]: cos, then sin
-  const int64_t* slot_mapping;  // [tokens]
-  const int32_t* query_start;   // [sequences + 1]
-  const int32_t* context_len;   // [sequences]
-  const int32_t* block_tables;  // [sequences, max_blocks]
+  int64_t window;  // tokens that a row sees, its own included; 0 = all
 };
 
 namespace {
 
-constexpr long kRowsPerTask = 8;
-constexpr long kQueryRows = 16;  // query rows that share one walk over the context
-constexpr long kTaskBytes = 128 << 10;
+constexpr int32_t kQueryRows = 16;  // query rows that share one walk over the context
 
-// Rows of a sequence that one task attends for.
-struct Item {
-  int32_t sequence;
-  int32_t row;  // first row of the step
-  int32_t rows;
-  int32_t visible;  // tokens that the first row sees
-};
-
-void list_items(const AttentionStep& step, std::vector<Item>& items) {
-  items.clear();
-  for (int32_t s = 0; s < step.sequences; ++s) {
-    const int32_t begin = step.query_start[s], end = step.query_start[s + 1];
-    for (int32_t row = begin; row < end; row += kQueryRows) {
-      const int32_t rows = std::min<int32_t>(kQueryRows, end - row);
-      items.push_back({s, row, rows, step.context_len[s] - (end - row) + 1});
-    }
+// Norms groups of `group` elements (norm null = not) and clamps all (most 0 = not), in place.
+void norm_and_clip(float* x, long n, long group, const float* norm, float eps, float most) {
+  for (long start = 0; norm && start < n; start += group) {
+    const float scale = inverse_rms(x + start, group, eps);
+    for (long d = 0; d < group; ++d) x[start + d] *= scale * norm[d];
   }
-}
-
-// Norm (optional) and rotation of one head in f32: pairs are (d, d + D / 2).
-template <typename T>
-void rotate(const float* x, const float* norm, const float* cos_sin, T* y, long size, float eps) {
-  const float scale = norm ? inverse_rms(x, size, eps) : 1.0f;
-  const long half = size / 2;
-  const float *cos = cos_sin, *sin = cos_sin + half;
-  long d = 0;
-  for (; d + 16 <= half; d += 16) {
-    f32x16 a = load16(x + d) * scale, b = load16(x + d + half) * scale;
-    if (norm) {
-      a *= load16(norm + d);
-      b *= load16(norm + d + half);
-    }
-    const f32x16 c = load16(cos + d), s = load16(sin + d);
-    store16(y + d, a * c - b * s);
-    store16(y + d + half, b * c + a * s);
-  }
-  for (; d < half; ++d) {
-    const float a = x[d] * scale * (norm ? norm[d] : 1.0f), b = x[d + half] * scale * (norm ? norm[d + half] : 1.0f);
-    put(y + d, a * cos[d] - b * sin[d]);
-    put(y + d + half, b * cos[d] + a * sin[d]);
-  }
+  for (long d = 0; most > 0 && d < n; ++d) x[d] = std::min(std::max(x[d], -most), most);
 }
 
 template <typename T>
@@ -97,7 +60,7 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
   T* queries = static_cast<T*>(pool.scratch(2, (tokens * q_width + 64) * sizeof(T)));
   T* attended = static_cast<T*>(pool.scratch(3, (tokens * q_width + 64) * sizeof(T)));
   static std::vector<Item> items;  // guarded by the pool's lock
-  list_items(step, items);
+  list_items(step, kQueryRows, items);
 
   auto row_groups = [tokens](long task, auto f) {
     for (long r = task * kRowsPerTask; r < std::min(tokens, (task + 1) * kRowsPerTask); ++r) f(r);
@@ -115,23 +78,33 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
         [&](long r, long column, f32x16 a, f32x16 b) { store_panel(qkv + r * qkv_width, column, qkv_width, a, b); });
   };
 
+  const long rotary = shape.rotary;
+  const float most = float(shape.clip);
+  const bool apart = shape.whole_norm || most > 0;  // norms are not part of the rotation
+  const float *q_norm = apart ? nullptr : layer.q_norm, *k_norm = apart ? nullptr : layer.k_norm;
   auto rotate_rows = [&](long task) {
     row_groups(task, [&](long r) {
       float* row = qkv + r * qkv_width;
       if (layer.qkv_bias)
         for (long c = 0; c < qkv_width; ++c) row[c] += layer.qkv_bias[c];
-      const float* cos_sin = step.cos_sin + r * size;
+      if (apart) {
+        norm_and_clip(row, q_width, shape.whole_norm ? q_width : size, layer.q_norm, eps, most);
+        norm_and_clip(row + q_width, kv_width, shape.whole_norm ? kv_width : size, layer.k_norm, eps, most);
+        norm_and_clip(row + q_width + kv_width, kv_width, 0, nullptr, eps, most);
+      }
+      const float* cos_sin = step.cos_sin + r * rotary;
       const long block = step.slot_mapping[r] / shape.block_size, offset = step.slot_mapping[r] % shape.block_size;
-      for (long i = 0; i < shape.heads; ++i)
-        rotate(row + i * size, layer.q_norm, cos_sin, queries + r * q_width + i * size, size, eps);
+      for (long i = 0; i < shape.heads; ++i) {
+        const float* from = row + i * size;
+        const float scale = q_norm ? inverse_rms(from, size, eps) : 1.0f;
+        rotate(from, q_norm, scale, cos_sin, queries + r * q_width + i * size, size, rotary);
+      }
       for (long i = 0; i < shape.kv_heads; ++i) {
         const long slot = ((block * shape.kv_heads + i) * shape.block_size + offset) * size;
-        rotate(row + q_width + i * size, layer.k_norm, cos_sin, static_cast<T*>(layer.keys) + slot, size, eps);
-        const float* from = row + q_width + kv_width + i * size;
-        T* to = static_cast<T*>(layer.values) + slot;
-        long d = 0;
-        for (; d + 16 <= size; d += 16) store16(to + d, load16(from + d));
-        for (; d < size; ++d) put(to + d, from[d]);
+        const float* from = row + q_width + i * size;
+        const float scale = k_norm ? inverse_rms(from, size, eps) : 1.0f;
+        rotate(from, k_norm, scale, cos_sin, static_cast<T*>(layer.keys) + slot, size, rotary);
+        store_row(row + q_width + kv_width + i * size, static_cast<T*>(layer.values) + slot, size);
       }
     });
   };
@@ -142,39 +115,32 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
   auto attention = [&](long task) {
     const Item& item = items[task / split];
     const PagedContext<T> context{static_cast<const T*>(layer.keys), static_cast<const T*>(layer.values),
-                                  step.block_tables + item.sequence * step.max_blocks,
-                                  shape.block_size, shape.kv_heads, size};
+                                  step.block_tables + item.sequence * step.max_blocks, shape.block_size,
+                                  shape.kv_heads, size, size};
     const long begin = split == 1 ? 0 : task % split, end = split == 1 ? shape.kv_heads : begin + 1;
-    for (long head = begin; head < end; ++head)
-      attend(context, queries + item.row * q_width, attended + item.row * q_width, q_width, item.rows, item.visible,
-             head, shape.heads / shape.kv_heads, scale);
+    const long group = shape.heads / shape.kv_heads;
+    for (long head = begin; head < end; ++head) {
+      const long at = item.row * q_width + head * group * size;
+      const float* sinks = layer.sinks ? layer.sinks + head * group : nullptr;
+      const Queries<T> q{queries + at, attended + at, q_width, q_width, item.rows, group, sinks};
+      if (size == 64) {
+        attend<T, 64>(context, q, item.visible, layer.window, head, scale);
+      } else if (size == 128) {
+        attend<T, 128>(context, q, item.visible, layer.window, head, scale);
+      } else {
+        attend<T, 0>(context, q, item.visible, layer.window, head, scale);
+      }
+    }
   };
 
   const long o_panels = ceil_div(hidden, kPanel);
-  const long o_fair = o_panels / (2L * pool.threads());
-  const long o_step = std::max(1L, std::min(kTaskBytes / long(panel_size<T>(q_width) * sizeof(T)), o_fair));
+  const long o_step = out_step<T>(o_panels, q_width, pool.threads());
   // A copy of the bias that may be read past `hidden`.
   float* bias = static_cast<float*>(pool.scratch(4, (o_panels * kPanel) * sizeof(float)));
   if (layer.o_bias) std::copy(layer.o_bias, layer.o_bias + hidden, bias);
   auto output = [&](long task) {
-    times_panels(
-        static_cast<const T*>(layer.o), task * o_step, std::min(o_panels, (task + 1) * o_step), q_width, tokens,
-        [&](long r) { return attended + r * q_width; },
-        [&](long r, long column, f32x16 a, f32x16 b) {
-          if (layer.o_bias) {
-            a += load16(bias + column);
-            b += load16(bias + column + 16);
-          }
-          const T* from = h + r * hidden;
-          if (column + kPanel > hidden) {
-            float tail[kPanel] = {};
-            for (long c = column; c < hidden; ++c) tail[c - column] = to_float(from[c]);
-            store_panel(h_out + r * hidden, column, hidden, a + load16(tail), b + load16(tail + 16));
-            return;
-          }
-          store16(h_out + r * hidden + column, load16(from + column) + a);
-          store16(h_out + r * hidden + column + 16, load16(from + column + 16) + b);
-        });
+    project_out(static_cast<const T*>(layer.o), layer.o_bias ? bias : nullptr, task * o_step,
+                std::min(o_panels, (task + 1) * o_step), attended, q_width, h, h_out, hidden, tokens);
   };
   auto norm_out = [&](long task) {
     row_groups(task, [&](long r) { rms_norm(h_out + r * hidden, layer.post_norm, x_out + r * hidden, hidden, eps); });

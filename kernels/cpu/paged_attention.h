@@ -22,13 +22,14 @@ constexpr int kJoint = 2;
 constexpr int kJoint = 1;
 #endif
 
-// Keys and values of one layer, [blocks, kv_heads, block_size, D]; `table` lists the sequence's blocks.
+// Keys and values of one layer, [blocks, kv_heads, block_size, head_dim]; `table` lists the sequence's blocks. Values
+// are the first `value_dim` elements; latent attention's are the start of its keys.
 template <typename T>
 struct PagedContext {
   const T* keys;
   const T* values;
   const int32_t* table;
-  long block_size, kv_heads, head_dim;
+  long block_size, kv_heads, head_dim, value_dim;
 
   // Element offsets of tokens [first, first + n) of key head `head`.
   void offsets(long first, long n, long head, long* to) const {
@@ -86,20 +87,34 @@ inline void prefetch_tokens(const T* base, const long* offset, long n, long head
     for (long d = 0; d < head_dim; d += 64 / long(sizeof(T))) __builtin_prefetch(base + offset[t] + d);
 }
 
-// Running softmax state of one (row, head): [0] maximum, [1] sum, [2..2 + D) weighted values.
-inline void reset(float* state, long head_dim) {
-  state[0] = -std::numeric_limits<float>::infinity();
-  std::fill(state + 1, state + 2 + head_dim, 0.0f);
+// Query rows that walk the context together. q is [rows, group, head_dim] and out [rows, group, value_dim], with strides
+// from row to row.
+template <typename T>
+struct Queries {
+  const T* q;
+  T* out;
+  long q_stride, out_stride, rows, group;
+  const float* sinks;  // [group], logits of no value; null = none
+};
+
+// Running softmax state of one (row, head): [0] maximum, [1] sum, [2..2 + value_dim) weighted values.
+inline void reset(float* state, long value_dim, const float* sink) {
+  state[0] = sink ? *sink : -std::numeric_limits<float>::infinity();
+  state[1] = sink ? 1.0f : 0.0f;
+  std::fill(state + 2, state + 2 + value_dim, 0.0f);
 }
 
-// Turns scores into weights relative to the running maximum, and returns by how much older sums shrink.
-inline float soften(float* p, long n, float* state) {
+// Turns the scores of tokens [from, n) into weights relative to the running maximum, and those of the others into
+// zeros; returns by how much older sums shrink.
+inline float soften(float* p, long from, long n, float* state) {
+  for (long t = 0; t < from; ++t) p[t] = -std::numeric_limits<float>::infinity();
   for (long t = n; t < kTile; ++t) p[t] = -std::numeric_limits<float>::infinity();
   const f32x16 best = max16(max16(load16(p), load16(p + 16)), max16(load16(p + 32), load16(p + 48)));
   const float top = std::max(state[0], top16(best));
   const float shrink = std::exp(state[0] - top);  // 0 for the first tile
   f32x16 sum = {};
   for (int i = 0; i < kTile; i += 16) store16(p + i, exp16(load16(p + i) - top));
+  for (long t = 0; t < from; ++t) p[t] = 0.0f;
   for (long t = n; t < kTile; ++t) p[t] = 0.0f;
   for (int i = 0; i < kTile; i += 16) sum += load16(p + i);
   state[0] = top;
@@ -125,19 +140,21 @@ inline void add_values(const T* values, const long* offset, long n, const float 
     for (int w = 0; w < W; ++w) store16(acc + j * width + w * 16, sums[j][w]);
 }
 
-// Adds n tokens (1 <= n <= kTile) to the states of J query heads. D is head_dim where known at compile time, else 0.
+// Adds tokens [from, n) of a tile (from < n <= kTile) to the states of J query heads. D is head_dim, and value_dim, where
+// known at compile time, else 0.
 template <typename T, int D, int J>
-inline void attend_tile(const T* q, const T* keys, const T* values, const long* offset, long n, long head_dim,
-                        float scale, float* state, long width) {
-  if (D) head_dim = D;
+inline void attend_tile(const PagedContext<T>& context, const T* q, const long* offset, long from, long n, float scale,
+                        float* state, long width) {
+  const long head_dim = D ? D : context.head_dim, value_dim = D ? D : context.value_dim;
+  const T* values = context.values;
   alignas(64) float p[J][kTile];
   float shrink[J];
-  scores<T, D, J>(q, keys, offset, n, head_dim, scale, p);
-  for (int j = 0; j < J; ++j) shrink[j] = soften(p[j], n, state + j * width);
+  scores<T, D, J>(q, context.keys, offset, n, head_dim, scale, p);
+  for (int j = 0; j < J; ++j) shrink[j] = soften(p[j], from, n, state + j * width);
   long d = 0;
-  for (; d + 64 <= head_dim; d += 64) add_values<T, J, 4>(values + d, offset, n, p, shrink, state + 2 + d, width);
-  for (; d + 16 <= head_dim; d += 16) add_values<T, J, 1>(values + d, offset, n, p, shrink, state + 2 + d, width);
-  for (; d < head_dim; ++d) {
+  for (; d + 64 <= value_dim; d += 64) add_values<T, J, 4>(values + d, offset, n, p, shrink, state + 2 + d, width);
+  for (; d + 16 <= value_dim; d += 16) add_values<T, J, 1>(values + d, offset, n, p, shrink, state + 2 + d, width);
+  for (; d < value_dim; ++d) {
     for (int j = 0; j < J; ++j) {
       float* acc = state + j * width + 2 + d;
       float sum = *acc * shrink[j];
@@ -149,63 +166,59 @@ inline void attend_tile(const T* q, const T* keys, const T* values, const long* 
 
 // All query heads of one key head, several at a time; how many go together does not change their numbers.
 template <typename T, int D>
-void attend_group(const T* q, const T* keys, const T* values, const long* offset, long n, long head_dim, float scale,
+void attend_group(const PagedContext<T>& context, const T* q, const long* offset, long from, long n, float scale,
                   long group, float* state, long width) {
+  const long size = D ? D : context.head_dim;
   long j = 0;
   for (; j + kJoint <= group; j += kJoint)
-    attend_tile<T, D, kJoint>(q + j * head_dim, keys, values, offset, n, head_dim, scale, state + j * width, width);
-  for (; j < group; ++j)
-    attend_tile<T, D, 1>(q + j * head_dim, keys, values, offset, n, head_dim, scale, state + j * width, width);
+    attend_tile<T, D, kJoint>(context, q + j * size, offset, from, n, scale, state + j * width, width);
+  for (; j < group; ++j) attend_tile<T, D, 1>(context, q + j * size, offset, from, n, scale, state + j * width, width);
 }
 
-// Attention of `rows` consecutive query rows and the query heads of key head `head`. q and out are [rows, heads, D]
-// with `stride` elements from row to row; row r sees the first `visible + r` tokens.
-template <typename T>
-void attend(const PagedContext<T>& context, const T* q, T* out, long stride, long rows, long visible, long head,
-            long group, float scale) {
-  const long size = context.head_dim, width = size + 2;
+// Attention of consecutive query rows and the query heads of key head `head`. Row r sees the first `visible + r` tokens,
+// or the last `window` of them (0 = all). D as for attend_tile.
+template <typename T, int D>
+void attend(const PagedContext<T>& context, const Queries<T>& queries, long visible, long window, long head,
+            float scale) {
+  const long size = context.head_dim, value_dim = context.value_dim, width = value_dim + 2;
+  const long rows = queries.rows, group = queries.group;
   static thread_local std::vector<float> memory;
   memory.resize(rows * group * width);
-  for (long i = 0; i < rows * group; ++i) reset(memory.data() + i * width, size);
-  const T* first = q + head * group * size;
-  const long end = visible + rows - 1;
+  for (long i = 0; i < rows * group; ++i)
+    reset(memory.data() + i * width, value_dim, queries.sinks ? queries.sinks + i % group : nullptr);
+  const auto unseen = [&](long r) { return window ? std::max(0L, visible + r - window) : 0L; };
+  const long end = visible + rows - 1, begin = unseen(0) / kTile * kTile;
   long offsets[2][kTile];
-  context.offsets(0, std::min<long>(kTile, end), head, offsets[0]);
-  for (long start = 0, side = 0; start < end; start += kTile, side ^= 1) {
+  context.offsets(begin, std::min<long>(kTile, end - begin), head, offsets[0]);
+  for (long start = begin, side = 0; start < end; start += kTile, side ^= 1) {
     const long* offset = offsets[side];
     const long next = std::min<long>(kTile, end - start - kTile);
-    prefetch_tokens(context.values, offset, std::min<long>(kTile, end - start), size);
+    if (context.values != context.keys) prefetch_tokens(context.values, offset, std::min<long>(kTile, end - start), size);
     if (next > 0) {
       context.offsets(start + kTile, next, head, offsets[side ^ 1]);
       prefetch_tokens(context.keys, offsets[side ^ 1], next, size);
     } else if (head + 1 < context.kv_heads) {
       // The caller's next head most likely: its keys lie one head further in the same blocks.
       long ahead[kTile];
-      context.offsets(0, std::min<long>(kTile, end), head + 1, ahead);
-      prefetch_tokens(context.keys, ahead, std::min<long>(kTile, end), size);
+      const long count = std::min<long>(kTile, end - begin);
+      context.offsets(begin, count, head + 1, ahead);
+      prefetch_tokens(context.keys, ahead, count, size);
     }
     for (long r = 0; r < rows; ++r) {
-      const long n = std::min<long>(kTile, visible + r - start);
-      if (n <= 0) continue;
-      const T* query = first + r * stride;
-      float* state = memory.data() + r * group * width;
-      if (size == 64) {
-        attend_group<T, 64>(query, context.keys, context.values, offset, n, size, scale, group, state, width);
-      } else if (size == 128) {
-        attend_group<T, 128>(query, context.keys, context.values, offset, n, size, scale, group, state, width);
-      } else {
-        attend_group<T, 0>(query, context.keys, context.values, offset, n, size, scale, group, state, width);
-      }
+      const long n = std::min<long>(kTile, visible + r - start), from = std::max(0L, unseen(r) - start);
+      if (n <= from) continue;
+      attend_group<T, D>(context, queries.q + r * queries.q_stride, offset, from, n, scale, group,
+                         memory.data() + r * group * width, width);
     }
   }
   for (long r = 0; r < rows; ++r) {
     for (long j = 0; j < group; ++j) {
       const float* state = memory.data() + (r * group + j) * width;
-      T* to = out + r * stride + (head * group + j) * size;
+      T* to = queries.out + r * queries.out_stride + j * value_dim;
       const float inverse = 1.0f / state[1];
       long d = 0;
-      for (; d + 16 <= size; d += 16) store16(to + d, load16(state + 2 + d) * inverse);
-      for (; d < size; ++d) put(to + d, state[2 + d] * inverse);
+      for (; d + 16 <= value_dim; d += 16) store16(to + d, load16(state + 2 + d) * inverse);
+      for (; d < value_dim; ++d) put(to + d, state[2 + d] * inverse);
     }
   }
 }

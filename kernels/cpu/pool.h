@@ -51,7 +51,7 @@ class Pool {
   void* scratch(int slot, size_t bytes);
 
  private:
-  static constexpr int kMaxPhases = 8;
+  static constexpr int kMaxPhases = 12;
   static constexpr int kScratchSlots = 8;
   struct alignas(64) Counter {
     std::atomic<long> value{0};

@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "biases_no_dense_layer": {"attention_bias": True, "n_shared_experts": 1, "rms_norm_eps": 1e-3},
     "wide_values_tied": {"v_head_dim": 24, "qk_nope_head_dim": 10, "tie_word_embeddings": True, "q_lora_rank": None},
-    "odd_sizes": {"kv_lora_rank": 21, "v_head_dim": 5, "qk_rope_head_dim": 6, "num_experts_per_tok": 1},
+    "odd_sizes": {"kv_lora_rank": 22, "v_head_dim": 5, "qk_rope_head_dim": 6, "num_experts_per_tok": 1},
 }
 
 

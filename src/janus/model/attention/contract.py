@@ -8,6 +8,7 @@ import torch
 
 from janus.model.attention.grouped_cpu import CpuGroupedAttention
 from janus.model.attention.grouped_torch import TorchGroupedAttention
+from janus.model.attention.latent_cpu import CpuLatentAttention
 from janus.model.attention.latent_torch import TorchLatentAttention
 from janus.model.batch import StepBatch
 from janus.model.kernels.library import Library
@@ -37,7 +38,7 @@ def attention_layers(reader: WeightReader, library: Library | None) -> Attention
         CheckpointError: a tensor cannot be read.
     """
     if reader.config.latent is not None:
-        return TorchLatentAttention(reader)
-    if library is None or not CpuGroupedAttention.supports(reader):
-        return TorchGroupedAttention(reader)
-    return CpuGroupedAttention(library, reader)
+        if library is None or not CpuLatentAttention.supports(reader):
+            return TorchLatentAttention(reader)
+        return CpuLatentAttention(library, reader)
+    return TorchGroupedAttention(reader) if library is None else CpuGroupedAttention(library, reader)

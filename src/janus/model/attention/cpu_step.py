@@ -48,6 +48,10 @@ class CpuWeights:
         """Address of ``weight`` [N, K] in panels."""
         return self._keep(self._library.pack(weight, self._arena))
 
+    def packed_stack(self, weights: torch.Tensor) -> int:
+        """Address of ``weights`` [G, N, K] in panels, one after the other."""
+        return self._keep(self._library.pack_stack(weights, self._arena))
+
     def f32(self, tensor: torch.Tensor) -> int:
         """Address of a contiguous copy in f32."""
         return self._keep(tensor.float().contiguous())

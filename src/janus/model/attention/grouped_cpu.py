@@ -10,7 +10,7 @@ from janus.model.attention.cpu_step import CpuStep, CpuWeights
 from janus.model.batch import StepBatch
 from janus.model.kernels.library import DTYPES, AttentionLayer, AttentionShape, Library
 from janus.model.kv_cache import PagedKVCache
-from janus.model.weights import AttentionWeights, WeightReader
+from janus.model.weights import WeightReader
 
 
 class CpuGroupedAttention:
@@ -22,23 +22,19 @@ class CpuGroupedAttention:
         self._dtype = reader.dtype
         self._hidden = config.hidden_size
         self._weights = CpuWeights(library)
-        self._layers = [self._layer(reader.attention(layer)) for layer in range(config.num_layers)]
+        self._layers = [self._layer(reader, layer) for layer in range(config.num_layers)]
+        q_norm = reader.attention_spec(0).q_norm
         self._shape = AttentionShape(
             dtype=DTYPES[reader.dtype],
             hidden=config.hidden_size,
             heads=config.num_heads,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
+            rotary=config.rotary_dim,
+            whole_norm=q_norm is not None and q_norm.shape != (config.head_dim,),
             eps=config.rms_norm_eps,
+            clip=config.qkv_clip or 0.0,
         )
-
-    @staticmethod
-    def supports(reader: WeightReader) -> bool:
-        """Whether the kernels have what the model needs: full attention, whole heads rotated and normed one by one."""
-        config, spec = reader.config, reader.attention_spec(0)
-        whole = config.rotary_dim == config.head_dim and config.qkv_clip is None
-        plain = not config.attention_sinks and not any(config.sliding_windows)
-        return whole and plain and (spec.q_norm is None or spec.q_norm.shape == (config.head_dim,))
 
     def prepare(self, batch: StepBatch, cos_sin_TR: torch.Tensor) -> None:
         """See ``AttentionLayers.prepare``."""
@@ -64,10 +60,11 @@ class CpuGroupedAttention:
         )
         return h_out, x_out
 
-    def _layer(self, weights: AttentionWeights) -> AttentionLayer:
+    def _layer(self, reader: WeightReader, layer: int) -> AttentionLayer:
+        weights = reader.attention(layer)
         optional = {
             name: self._weights.f32(tensor)
-            for name in ("qkv_bias", "q_norm", "k_norm", "o_bias")
+            for name in ("qkv_bias", "q_norm", "k_norm", "o_bias", "sinks")
             if (tensor := getattr(weights, name)) is not None
         }
         return AttentionLayer(
@@ -75,5 +72,6 @@ class CpuGroupedAttention:
             post_norm=self._weights.f32(weights.post_attention_norm),
             qkv=self._weights.packed(weights.qkv),
             o=self._weights.packed(weights.o),
+            window=reader.config.sliding_window(layer) or 0,
             **optional,
         )

@@ -35,26 +35,69 @@ class AttentionShape(ctypes.Structure):
         ("kv_heads", c_int64),
         ("head_dim", c_int64),
         ("block_size", c_int64),
+        ("rotary", c_int64),
+        ("whole_norm", c_int64),
         ("eps", c_double),
+        ("clip", c_double),
     )
 
 
 class AttentionLayer(ctypes.Structure):
     """``janus::AttentionLayer``: addresses, null where a family has no such tensor."""
 
+    _fields_ = (
+        *(
+            (name, c_void_p)
+            for name in (
+                "input_norm",
+                "post_norm",
+                "qkv",
+                "qkv_bias",
+                "q_norm",
+                "k_norm",
+                "o",
+                "o_bias",
+                "sinks",
+                "keys",
+                "values",
+            )
+        ),
+        ("window", c_int64),
+    )
+
+
+class LatentShape(ctypes.Structure):
+    """``janus::LatentShape``."""
+
+    _fields_ = (
+        *(
+            (name, c_int64)
+            for name in ("dtype", "hidden", "heads", "block_size", "q_rank", "rank", "nope", "rope", "value")
+        ),
+        ("eps", c_double),
+        ("latent_eps", c_double),
+        ("scale", c_double),
+    )
+
+
+class LatentLayer(ctypes.Structure):
+    """``janus::LatentLayer``: addresses, null where a model has no such tensor."""
+
     _fields_ = tuple(
         (name, c_void_p)
         for name in (
             "input_norm",
             "post_norm",
-            "qkv",
-            "qkv_bias",
+            "a",
+            "a_bias",
             "q_norm",
-            "k_norm",
+            "q_b",
+            "kv_norm",
+            "k_up",
+            "v_up",
             "o",
             "o_bias",
-            "keys",
-            "values",
+            "latents",
         )
     )
 
@@ -128,6 +171,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "janus_packed_bytes": (c_int64, (c_int64,) * 3),
     "janus_pack": (None, (c_int64,) * 3 + (c_void_p,) * 2),
     "janus_attention": (None, (c_void_p,) * 6),
+    "janus_latent_attention": (None, (c_void_p,) * 6),
     "janus_route": (None, (c_void_p, c_int64) + (c_void_p,) * 6),
     "janus_dense_mlp": (None, (c_int64,) * 4 + (c_void_p,) * 4),
     "janus_argmax": (None, (c_int64,) * 2 + (c_void_p,) * 2),
@@ -154,6 +198,7 @@ class Library:
         self.experts = self._dll.janus_experts
         self.experts_joint = self._dll.janus_experts_joint
         self.attention = self._dll.janus_attention
+        self.latent_attention = self._dll.janus_latent_attention
         self.route = self._dll.janus_route
         self.dense_mlp = self._dll.janus_dense_mlp
         self.head = self._dll.janus_head
@@ -189,11 +234,16 @@ class Library:
 
     def pack(self, weight_NK: torch.Tensor, memory: Arena) -> torch.Tensor:
         """Return ``weight`` [N, K] in the kernels' layout, as bytes in ``memory``."""
-        rows, columns = weight_NK.shape
-        dtype = DTYPES[weight_NK.dtype]
-        packed = memory.take(int(self._dll.janus_packed_bytes(dtype, rows, columns)))
-        weight_NK = weight_NK.contiguous()
-        self._dll.janus_pack(dtype, rows, columns, weight_NK.data_ptr(), packed.data_ptr())
+        return self.pack_stack(weight_NK[None], memory)
+
+    def pack_stack(self, weights_GNK: torch.Tensor, memory: Arena) -> torch.Tensor:
+        """Return ``weights`` [G, N, K] in the kernels' layout, one after the other, as bytes in ``memory``."""
+        count, rows, columns = weights_GNK.shape
+        dtype = DTYPES[weights_GNK.dtype]
+        each = int(self._dll.janus_packed_bytes(dtype, rows, columns))
+        packed = memory.take(count * each)
+        for index, weight in enumerate(weights_GNK.contiguous()):
+            self._dll.janus_pack(dtype, rows, columns, weight.data_ptr(), packed.data_ptr() + index * each)
         return packed
 
 
