@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from janus.core.planning.memory import MemoryBudget, attention_memory, expert_memory
 from janus.core.planning.plan import Plan, Point, Problem, Violated
-from janus.core.planning.plane import Plane, longest, planes
+from janus.core.planning.plane import CODES, Plane, longest
+from janus.core.planning.pricing import planes
 
 #: Decimals of a price that count: sums that differ by rounding are the same price; and what is no difference to a user.
 _DIGITS = 9
 _CENT = 0.005
-_ORDER = {violated: number for number, violated in enumerate(Violated)}
 
 
 def search(problem: Problem) -> Plan:
@@ -87,15 +87,18 @@ def _best(plane: Plane, problem: Problem) -> Point | None:
 
 
 def _nearest(plane: Plane, problem: Problem) -> Point:
-    """Return the point of an infeasible plane whose first violated constraint comes last, the quickest of those."""
-    last = np.flatnonzero(plane.violated == plane.violated.max())
-    keys = plane.devices, _tpots(plane, problem)
-    return _point(plane, int(last[np.lexsort([each.ravel()[last] for each in keys])[0]]), problem)
+    """Return the point of an infeasible plane whose first violated constraint comes last, of those the least wrong."""
+    code = plane.violated.max()
+    last = np.flatnonzero(plane.violated == code)
+    experts = last % problem.most_experts
+    wrong = {CODES[Violated.SLOTS]: -experts, CODES[Violated.DEVICES]: plane.devices.ravel()[last]}
+    keys = plane.devices.ravel()[last], wrong.get(int(code), _tpots(plane, problem).ravel()[last])
+    return _point(plane, int(last[np.lexsort(keys)[0]]), problem)
 
 
 def _far(point: Point, problem: Problem) -> tuple[float, float]:
     """How far an infeasible point is from a feasible one."""
-    return -_ORDER[point.violated or Violated.SLOTS], _tpot(point, problem)
+    return -CODES[point.violated or Violated.SLOTS], _tpot(point, problem)
 
 
 def _frontier(priced: Sequence[Plane], problem: Problem) -> tuple[Point, ...]:
