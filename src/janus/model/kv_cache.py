@@ -39,7 +39,7 @@ class PagedKVCache:
             self._memory = huge_bytes(sum(sizes) * dtype.itemsize).view(dtype)
         else:
             self._memory = torch.zeros(sum(sizes), dtype=dtype, device=device)
-        parts = [part.view(shape) for part, shape in zip(self._memory.split(sizes), shapes, strict=True)]
+        parts = [part.view(shape) for part, shape in zip(torch.split(self._memory, sizes), shapes, strict=True)]
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.latents: list[torch.Tensor] = []

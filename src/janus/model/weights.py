@@ -136,7 +136,7 @@ class WeightReader:
 
         def turn_last(matrix: torch.Tensor, groups: int) -> torch.Tensor:
             """The last ``rope`` rows of each of ``groups`` equal parts, with their pairs in halves."""
-            parts = matrix.unflatten(0, (groups, -1))
+            parts = matrix.view(groups, -1, *matrix.shape[1:])
             return torch.cat((parts[:, :-rope], halves(parts[:, -rope:])), dim=1).flatten(0, 1)
 
         kv_a = turn_last(self._read(spec.kv_a), 1)
@@ -151,7 +151,7 @@ class WeightReader:
         if kv_a_bias is not None:
             q_a_bias = torch.zeros_like(first[:, 0]) if spec.q_a_bias is None else self._read(spec.q_a_bias)
             a_bias = torch.cat((q_a_bias, kv_a_bias))
-        kv_b = self._read(spec.kv_b).unflatten(0, (heads, -1))
+        kv_b = self._read(spec.kv_b).view(heads, -1, shape.kv_lora_rank)
         return LatentWeights(
             input_norm=self._read(spec.input_norm),
             post_attention_norm=self._read(spec.post_attention_norm),

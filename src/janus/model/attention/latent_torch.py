@@ -132,7 +132,7 @@ class TorchLatentAttention:
         width = shape.v_head_dim if expand else shape.kv_lora_rank
         total = RunningSoftmax(no_sinks(self._heads, rows, device=q_pe.device), width)
         for tokens, piece in context.pieces():
-            latents, k_pe = piece.split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=1)
+            latents, k_pe = torch.split(piece, [shape.kv_lora_rank, shape.qk_rope_head_dim], dim=1)
             keys = torch.matmul(latents, weights.k_up.transpose(1, 2)) if expand else latents
             values = torch.matmul(latents, weights.v_up.transpose(1, 2)) if expand else latents
             scores = (q_nope @ keys.transpose(-2, -1) + q_pe @ k_pe.T).float() * self._scale
