@@ -69,6 +69,16 @@ def _trace() -> typer.Typer:
     return app
 
 
+def _models() -> typer.Typer:
+    from janus_cli import models
+
+    app = typer.Typer(name="models", help="Models: known ones, those on disk, random weights.", no_args_is_help=True)
+    add_command(app, "list", models.ModelsListOptions, lambda options, _: models.show_list(options))
+    add_command(app, "inspect", models.ModelsInspectOptions, lambda options, _: models.inspect(options))
+    add_command(app, "random", models.ModelsRandomOptions, lambda options, _: models.random(options))
+    return app
+
+
 def _version(_options: VersionOptions, _: Path | None) -> None:
     typer.echo(f"janus {janus.__version__}")
 
@@ -93,6 +103,7 @@ def build_app() -> typer.Typer:
     add_command(app, "demo", DemoOptions, _of("demo", "demo"))
     app.add_typer(_chaos(), name="chaos")
     app.add_typer(_trace(), name="trace")
+    app.add_typer(_models(), name="models")
     add_command(app, "profile", ProfileOptions, _of("profile", "profile"))
     add_command(app, "plan", PlanOptions, _of("plan", "plan"))
     add_command(app, "simulate", SimulateOptions, _of("simulate", "simulate"))

@@ -70,6 +70,16 @@ class Checkpoint:
     def __contains__(self, name: object) -> bool:
         return name in self._where
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all tensors in the files."""
+        return frozenset(self._where)
+
+    def stored_nbytes(self, name: str) -> int:
+        """Bytes that tensor ``name`` takes in its file, with its scales where it has some; 0 if it is not there."""
+        names = (name, scale_name(name))
+        return sum(self._where[each].tensors[each].nbytes for each in names if each in self._where)
+
     def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """Read one tensor, cast to ``dtype`` on ``device``. Raises CheckpointError if it is not there."""
         return self._read(name, None).to(device=device, dtype=dtype)
