@@ -29,6 +29,7 @@ _GREYS = {
     Violated.TTFT: "#f7ddd4",
     Violated.DEVICES: "#ececec",
 }
+_NAMES = {Violated.TPOT: "TPOT", Violated.TTFT: "TTFT", Violated.SLOTS: "slots: experts do not fit"}
 
 
 def picture(plan: Plan) -> str:
@@ -51,9 +52,11 @@ def _svg(plan: Plan, plane: Plane, columns: int, rows: int) -> Iterator[str]:
     title = f"{problem.model.name} on {problem.profile.name}: TPG, output tokens/s per device"
     yield _text(_LEFT, 24, title, size=15, weight="bold")
     yield _text(_LEFT, 44, f"{question(problem)}; {problem.tail} at most {1e3 * problem.slo_tpot_s:g} ms")
-    kinds = f"attention on {d.attention_device.name}, experts on {d.expert_device.name}, {plane.slots} slots"
+    variant = (
+        f"{d.attention_device.name} + {d.expert_device.name}, {plane.slots} slots, micro-batches: {d.micro_batches}"
+    )
     yield _text(
-        _LEFT, 62, f"{kinds}, {d.tensor_parallel} device(s) per attention instance, micro-batches: {d.micro_batches}"
+        _LEFT, 62, variant + (f", {d.tensor_parallel} devices per attention instance" * (d.tensor_parallel > 1))
     )
     feasible = plane.feasible[:columns, :rows]
     shown = np.where(feasible, plane.tokens_per_device_s[:columns, :rows], np.nan)
@@ -115,7 +118,7 @@ def _legend(plan: Plan, x: float, low: float, high: float, there: set[int]) -> I
     names = {number: violated for number, violated in enumerate(Violated, 1) if number in there}
     for violated in names.values():
         yield f'<rect x="{x}" y="{y - 10}" width="16" height="12" fill="{_GREYS[violated]}"/>'
-        yield _text(x + 24, y, f"fails on {violated}")
+        yield _text(x + 24, y, f"fails on {_NAMES.get(violated, violated)}")
         y += 16
 
 

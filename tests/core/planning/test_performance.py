@@ -119,19 +119,21 @@ def test_processes_on_the_same_cores_do_not_work_faster_than_the_cores(
 def test_a_plane_is_priced_as_its_points_are(data: st.DataObject, model: ModelSizes, shared: bool) -> None:
     profile = data.draw(profiles(shared=shared))
     attention, experts = np.array([[1], [3], [8], [9]]), np.array([[1, 2, 5, 8, 30]])
-    batch = np.array(data.draw(st.lists(batches, min_size=20, max_size=20))).reshape(4, 5)
+    # One batch for all, or each its own.
+    drawn_batches = data.draw(st.lists(batches, min_size=20, max_size=20) | st.lists(batches, min_size=1, max_size=1))
+    batch = np.broadcast_to(np.array(drawn_batches).reshape(-1, 5 if len(drawn_batches) == 20 else 1), (4, 5))
     context, prefill = data.draw(contexts), data.draw(st.floats(0, 1000))
     where = drawn(data, profile)
     plane = time_of(
         model,
         profile,
         replace(where, attention=attention, experts=experts),  # type: ignore[arg-type]  # elementwise
-        Load(batch=batch, context=context, prefill=prefill),  # type: ignore[arg-type]
+        Load(batch=batch if len(drawn_batches) > 1 else drawn_batches[0], context=context, prefill=prefill),  # type: ignore[arg-type]
     )
     for a, e in np.ndindex(4, 5):
         one = replace(where, attention=int(attention[a, 0]), experts=int(experts[0, e]))
         point = time_of(model, profile, one, Load(batch=float(batch[a, e]), context=context, prefill=prefill))
-        assert plane.total_s[a, e] == pytest.approx(point.total_s, rel=1e-9)
+        assert np.broadcast_to(plane.total_s, (4, 5))[a, e] == pytest.approx(point.total_s, rel=1e-9)
         for name in ("attention_s", "exchange_s", "experts_s", "other_s"):
             found = np.broadcast_to(getattr(plane, name), (4, 5))[a, e]
             assert found == pytest.approx(getattr(point, name), rel=1e-9)

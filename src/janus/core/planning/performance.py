@@ -164,8 +164,8 @@ def moe_layer_s(deployment: Deployment, attention: float, shared: float, exchang
     if a.shared_cores and a.name == e.name:
         # Both pools are processes on the same cores: overlap wins nothing beyond cores that would idle.
         cores = a.shared_cores
-        work = (attention + shared) * smaller(1.0, deployment.attention / cores)
-        work += experts * smaller(1.0, deployment.experts / cores)
+        of_attention = (attention + shared) * smaller(1.0, deployment.attention / cores)
+        work = of_attention + experts * smaller(1.0, deployment.experts / cores)
         busiest = larger(busiest, parts * work)
     longest: float = larger(alone, busiest)
     return longest
