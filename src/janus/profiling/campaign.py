@@ -35,7 +35,7 @@ Tell = Callable[[str], None]
 #: Instances of one machine are on one node, however many there are: as many as ``janus up`` starts.
 _ON_ONE_NODE = 1024
 #: From here on it is worth saying that others use the machine.
-_BUSY_CORES = 0.1
+_BUSY_CORES = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

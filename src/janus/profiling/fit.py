@@ -80,7 +80,7 @@ def fit(observations: Sequence[Observation], template: HardwareProfile) -> Fit:
     measured: Vector = np.array(
         [[getattr(seen, part) for part in PARTS] for group in by_model.values() for seen in group]
     )
-    totals = measured.sum(axis=1, keepdims=True)
+    totals: Vector = measured.sum(axis=1, keepdims=True)
 
     def residuals(values: Vector) -> Vector:
         profile = _with(template, _figures_of(values))

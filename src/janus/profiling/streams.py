@@ -25,6 +25,9 @@ _REQUEST_TIMEOUT_S = 600.0
 _STATUS_TIMEOUT_S = 10.0
 #: Rounds of streams in which a point's windows must be had.
 _ROUNDS = 12
+#: Where others use more cores than this, up to so many times as many windows are looked at.
+_QUIET_CORES = 0.1
+_PATIENCE = 2
 #: Streams that have come this far are near their end.
 _NEARLY = 0.9
 
@@ -83,7 +86,7 @@ class Prober:
             await self.observe(point, brief)
 
     async def observe(self, point: Point, effort: Effort) -> Observation:
-        """Measure one point: the median of its windows, of the quieter ones if others used the cores.
+        """Measure one point: the median of its windows; where others use the cores, of the quietest of twice as many.
 
         Raises:
             JanusError: a request failed, or no step could be seen.
@@ -91,15 +94,16 @@ class Prober:
         measure = self._decoding if point.batch else self._prompts
         windows: list[_Window] = []
         for _ in range(_ROUNDS):
-            windows += [window async for window in measure(point, effort, effort.windows - len(windows))]
-            if len(windows) >= effort.windows:
+            quiet = [window for window in windows if window.others_cores <= _QUIET_CORES]
+            if len(quiet) >= effort.windows or len(windows) >= _PATIENCE * effort.windows:
                 break
+            windows += [window async for window in measure(point, effort, effort.windows)]
         if not windows:
             raise JanusError(f"{point.name}: no step could be seen; the streams ended too soon")
         windows.sort(key=lambda window: window.others_cores)
-        quiet = windows[: max(1, (len(windows) + 1) * 2 // 3)]
-        quiet.sort(key=lambda window: window.total_s)
-        chosen = quiet[len(quiet) // 2]
+        best = sorted(windows[: effort.windows], key=lambda window: window.total_s)
+        # The lower one of two: what disturbs a step makes it longer.
+        chosen = best[(len(best) - 1) // 2]
         bench, parts = self._bench, chosen.parts
         load = (
             Load(batch=point.batch * bench.attention, context=chosen.context)
@@ -116,8 +120,8 @@ class Prober:
             exchange_s=parts["exchange_s"],
             experts_s=parts["experts_s"],
             other_s=parts["other_s"],
-            low_s=quiet[0].total_s,
-            high_s=quiet[-1].total_s,
+            low_s=best[0].total_s,
+            high_s=best[-1].total_s,
             others_cores=chosen.others_cores,
         )
 
