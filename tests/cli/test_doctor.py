@@ -46,7 +46,10 @@ def findings_of(model: Path, *, experts: int = 2) -> dict[str, Finding]:
 
 
 def test_the_bundled_model_is_fine(model: Path) -> None:
-    assert {found.level for found in findings_of(model).values()} == {"ok"}
+    found = findings_of(model)
+    assert {each.level for each in found.values()} == {"ok"}
+    per_token = ModelConfig.load(model).kv_layout.bytes_per_token(4)
+    assert f"keeps {per_token} bytes per token" in found["KV cache"].detail
 
 
 def truncate(model: Path) -> None:
@@ -92,7 +95,7 @@ def test_the_memory_estimate_counts_every_weight_once_per_holder() -> None:
     config = ModelConfig.load(MODEL)
     one = estimate_memory(config, dtype="bfloat16", attention=1, experts=2)
     stored = (MODEL / "model.safetensors").stat().st_size
-    # The norms are not counted: they are a few kilobytes.
+    # The file has a header too: a few kilobytes.
     assert one.attention_weights + one.expert_weights == pytest.approx(stored, rel=0.01)
     three = estimate_memory(config, dtype="float32", attention=3, experts=2)
     assert three.attention_weights == 6 * one.attention_weights

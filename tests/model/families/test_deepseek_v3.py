@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config
 
+from janus.core.planning.catalog import sizes_of
 from janus.errors import CheckpointError
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
+from janus.model.families import FAMILIES
+from janus.model.families.base import attention_tensors, tensors_in
 from janus.model.random_model import write_random_model
 from tests.model.engine import Engine
 from tests.model.families.harness import (
@@ -232,4 +236,10 @@ def test_the_published_config_is_read(tmp_path: Path) -> None:
     assert config.fp8_block == (128, 128)
     assert config.moe_layers == tuple(range(3, 61))
     assert config.kv_layout.bytes_per_token(2) == 61 * (512 + 64) * 2
+    planned = sizes_of(raw, dtype="bfloat16")
+    assert planned.kv_bytes_per_token == config.kv_layout.bytes_per_token(2)
+    held = [*tensors_in(FAMILIES["deepseek_v3"].model(config))]
+    for layer in range(61):
+        held += attention_tensors(FAMILIES["deepseek_v3"], config, layer)
+    assert planned.attention_side_params == sum(math.prod(spec.shape) for spec in held)
     assert config.rope.score_scale == pytest.approx((0.1 * torch.tensor(40.0).log().item() + 1) ** 2)

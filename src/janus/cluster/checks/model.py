@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,9 @@ def check_model(path: Path, *, dtype: str, attention: int, experts: int) -> Iter
         )
     if dtype == "bfloat16" and not cpu_has_bfloat16():
         yield warning("dtype", "this CPU has no bfloat16 instructions", "use --dtype float32, which is faster here")
+    kv_token = config.kv_layout.bytes_per_token(_DTYPE_BYTES[dtype])
+    kind = "latent" if config.latent is not None else "grouped-query"
+    yield ok("KV cache", f"{kind} attention keeps {kv_token} bytes per token in {dtype}")
     needed = estimate_memory(config, dtype=dtype, attention=attention, experts=experts)
     yield check_memory(needed, psutil.virtual_memory().available)
 
@@ -71,20 +75,19 @@ def estimate_memory(config: ModelConfig, *, dtype: str, attention: int, experts:
 
     Every attention instance holds all of the attention half; the experts are held once, over all expert instances.
     """
-    size = _DTYPE_BYTES[dtype]
-    heads = config.num_heads + 2 * config.num_kv_heads
-    per_layer = config.hidden_size * config.head_dim * (heads + config.num_heads)
-    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    dense = 3 * config.hidden_size * config.intermediate_size * (config.num_layers - config.num_moe_layers)
-    routers = config.num_moe_layers * config.num_experts * config.hidden_size
-    shared = 3 * config.hidden_size * config.shared_intermediate_size * config.num_moe_layers
-    expert = config.expert_parameters * config.num_experts * config.num_moe_layers
+    from janus.model.families import family_named
+    from janus.model.families.base import attention_tensors, tensors_in
+
+    size, family = _DTYPE_BYTES[dtype], family_named(config.family)
+    layers = (spec for layer in range(config.num_layers) for spec in attention_tensors(family, config, layer))
+    attention_half = sum(math.prod(spec.shape) for spec in (*tensors_in(family.model(config)), *layers))
+    expert_half = config.expert_parameters * config.num_experts * config.num_moe_layers
     kv_token = config.kv_layout.bytes_per_token(size)
     kv_cache = min(MAX_DEFAULT_KV_CACHE_BYTES, _MAX_RUNNING * config.max_position_embeddings * kv_token)
     processes = attention * _BASE_BYTES["attention"] + experts * _BASE_BYTES["expert"]
     return MemoryEstimate(
-        attention_weights=attention * size * (config.num_layers * per_layer + embeddings + dense + routers + shared),
-        expert_weights=size * expert,
+        attention_weights=attention * size * attention_half,
+        expert_weights=size * expert_half,
         kv_cache=attention * kv_cache,
         processes=processes + _BASE_BYTES["gateway"] + _BASE_BYTES["controller"],
     )
