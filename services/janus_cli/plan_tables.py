@@ -116,7 +116,8 @@ def _show_chosen(point: Point, problem: Problem, console: Console) -> None:
     else:
         tail = problem.percentile or 99
         console.print(
-            f"with the headroom: TPOT {_ms(point.tpot_s)} in the mean, P{tail:g} {_ms(point.tpot_tail_s)}; "
+            f"with the headroom: TPOT {_ms(point.tpot_s)} in the mean "
+            f"({_ms(point.tpot_s - point.decode_step_s)} of it for prompts), P{tail:g} {_ms(point.tpot_tail_s)}; "
             f"TTFT {_ms(point.ttft_s)}; {point.batch:.0f} streams, P{tail:g} {point.batch_tail:.0f}"
         )
     console.print(f"TPG: {point.tokens_per_device_s:.1f} output tokens/s per device")
@@ -177,6 +178,7 @@ def _point(point: Point) -> dict[str, Any]:
         "tpot_s": point.tpot_s,
         "tpot_tail_s": point.tpot_tail_s,
         "ttft_s": point.ttft_s,
+        "decode_step_s": point.decode_step_s,
         "a_max": point.a_max,
         "tokens_per_device_s": point.tokens_per_device_s,
         "violated": point.violated.value if point.violated else None,

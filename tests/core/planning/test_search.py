@@ -232,6 +232,7 @@ def test_each_constraint_is_named_where_it_is_the_one() -> None:
         (Violated.THROUGHPUT, {"traffic": replace(CHAT, requests_s=1e5)}, "25600000 tokens/s are more than"),
         (Violated.PREFILL, {"traffic": prompts, "token_budget": 300, **one}, "prompt tokens"),
         (Violated.TPOT, {"slo_tpot_s": 0.02}, "is above 20.0 ms"),
+        (Violated.TPOT, {"slo_tpot_s": 0.02, "traffic": replace(CHAT, prompt_tokens=2000)}, "ms of it for prompts"),
         (Violated.TTFT, {"slo_ttft_s": 0.01}, "is above 10.0 ms"),
         (Violated.DEVICES, {"limits": {"gpu": 6}}, "devices, of which there are 6 gpu"),
     ]

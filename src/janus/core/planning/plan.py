@@ -153,6 +153,8 @@ class Point:
     tpot_s: float
     tpot_tail_s: float
     ttft_s: float
+    #: A step without prompts: what lies between it and TPOT is theirs.
+    decode_step_s: float
     a_max: float
     #: TPG: output tokens per second and device.
     tokens_per_device_s: float

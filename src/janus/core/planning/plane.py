@@ -14,6 +14,8 @@ from janus.core.planning.performance import Deployment
 from janus.core.planning.plan import Point, Problem, Violated
 
 _Floats = npt.NDArray[np.float64]
+#: Share of TPOT from which on it is said what prompts take of it.
+_TELLING = 0.1
 #: By number; 0 = none.
 _VIOLATED = (None, *Violated)
 CODES: dict[Violated, int] = {violated: number for number, violated in enumerate(Violated, 1)}
@@ -33,6 +35,7 @@ class Plane:
     tpot_s: _Floats
     tpot_tail_s: _Floats
     ttft_s: _Floats
+    decode_step_s: _Floats
     a_max: _Floats
     #: TPG.
     tokens_per_device_s: _Floats
@@ -70,6 +73,7 @@ class Plane:
             tpot_s=float(self.tpot_s[at]),
             tpot_tail_s=float(self.tpot_tail_s[at]),
             ttft_s=float(self.ttft_s[at]),
+            decode_step_s=float(self.decode_step_s[at]),
             a_max=float(self.a_max[at]),
             tokens_per_device_s=float(self.tokens_per_device_s[at]),
             violated=violated,
@@ -108,7 +112,9 @@ class Plane:
             return f"more prompt tokens arrive than steps of {problem.token_budget} tokens have room for"
         if violated is Violated.TPOT:
             tpot = (self.tpot_tail_s if problem.percentile else self.tpot_s)[at]
-            return f"{problem.tail} {_ms(tpot)} is above {_ms(problem.slo_tpot_s)}"
+            prompts = self.tpot_s[at] - self.decode_step_s[at]
+            share = f", {_ms(prompts)} of it for prompts" if prompts > _TELLING * tpot else ""
+            return f"{problem.tail} {_ms(tpot)} is above {_ms(problem.slo_tpot_s)}{share}"
         if violated is Violated.TTFT:
             return f"TTFT {_ms(self.ttft_s[at])} is above {_ms(problem.slo_ttft_s)}"
         limits = ", ".join(f"{limit} {kind}" for kind, limit in problem.limits.items())
