@@ -26,18 +26,20 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One diagram with a logarithmic x axis."""
+    """One diagram."""
 
     title: str
     lines: Sequence[Line]
 
 
-def chart(title: str, panels: Sequence[Panel], *, x_label: str, y_label: str, y_log: bool = False) -> str:
-    """Return the SVG. All panels share both axes; y begins at 0, unless it is logarithmic."""
+def chart(
+    title: str, panels: Sequence[Panel], *, x_label: str, y_label: str, y_log: bool = False, x_log: bool = True
+) -> str:
+    """Return the SVG. All panels share both axes; one that is not logarithmic begins at 0, if it is y."""
     points = [point for panel in panels for line in panel.lines for point in line.points]
     xs = sorted({x for x, _ in points})
     ys = [y for _, y in points]
-    scale = _Scale(xs[0], xs[-1], *_range(ys, y_log), y_log=y_log)
+    scale = _Scale(xs[0], xs[-1], *_range(ys, y_log), y_log=y_log, x_log=x_log)
     width = _LEFT + len(panels) * (_WIDTH + _GAP) - _GAP + 20
     height = _TOP + _HEIGHT + _BOTTOM
     names = {line.name: line for panel in panels for line in panel.lines}
@@ -67,8 +69,11 @@ class _Scale:
     y_low: float
     y_high: float
     y_log: bool
+    x_log: bool = True
 
     def x(self, value: float) -> float:
+        if not self.x_log:
+            return _WIDTH * (value - self.x_first) / (self.x_last - self.x_first)
         return _WIDTH * math.log(value / self.x_first) / math.log(self.x_last / self.x_first)
 
     def y(self, value: float) -> float:
@@ -77,6 +82,13 @@ class _Scale:
         else:
             share = (value - self.y_low) / (self.y_high - self.y_low)
         return _HEIGHT * (1 - share)
+
+    def x_ticks(self, xs: Sequence[float]) -> list[float]:
+        if self.x_log:
+            return [x for x in xs if math.log2(x) % 2 == 0]
+        step = _step(self.x_last - self.x_first)
+        first, last = math.ceil(self.x_first / step), math.floor(self.x_last / step)
+        return [step * number for number in range(first, last + 1)]
 
     def y_ticks(self) -> list[float]:
         if self.y_log:
@@ -107,7 +119,7 @@ def _axes(panel: Panel, scale: _Scale, xs: Sequence[float], *, labelled: bool) -
         if labelled:
             parts.append(_text(-8, y + 4, f"{tick:g}", size=11, colour=_FAINT, anchor="end"))
     parts.append(f"<line x1='0' x2='{_WIDTH}' y1='{_HEIGHT}' y2='{_HEIGHT}' stroke='{_INK}'/>")
-    parts += [_text(scale.x(x), _HEIGHT + 17, _short(x), size=11, colour=_FAINT) for x in xs if math.log2(x) % 2 == 0]
+    parts += [_text(scale.x(x), _HEIGHT + 17, _short(x), size=11, colour=_FAINT) for x in scale.x_ticks(xs)]
     return parts
 
 
