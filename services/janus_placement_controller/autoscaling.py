@@ -31,6 +31,8 @@ _KEPT_DECISIONS, _KEPT_OBSERVATIONS = 256, 32
 _POLL_S = 0.5
 _OBSERVATIONS_PER_INTERVAL = 12
 _LEAST_EVERY_S, _MOST_EVERY_S = 0.5, 5.0
+#: Gateways report once per second.
+_LEAST_WINDOW_S = 5.0
 
 
 def scaling_config(options: ScalingOptions, *, monolithic: bool) -> ScalingConfig:
@@ -86,7 +88,7 @@ class Scaling:
         self._clock = clock
         self.config = config
         self._autoscaler = Autoscaler(config, model=model)
-        self._observer = Observer(config.interval_s, percentile=config.percentile)
+        self._observer = Observer(max(_LEAST_WINDOW_S, config.interval_s), percentile=config.percentile)
         self._every_s = min(max(_LEAST_EVERY_S, config.interval_s / _OBSERVATIONS_PER_INTERVAL), _MOST_EVERY_S)
         #: Who is there in which state, and the epoch in force: what clients see is of one of these.
         self._shape: object = None

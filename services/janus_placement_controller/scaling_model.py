@@ -14,12 +14,12 @@ from janus.config.options import ControllerOptions
 from janus.core.placing.contract import Activity
 from janus.core.scaling import ScalingConfig
 from janus.core.scaling.learned import LearnedModel
-from janus.core.scaling.planned import PlannedModel
 from janus.errors import ConfigError
 from janus_placement_controller.statistics import RoutedModel
 
 if TYPE_CHECKING:
     from janus.core.planning.activation import AMaxTable
+    from janus.core.scaling.planned import PlannedModel
 
 log = structlog.get_logger()
 
@@ -43,6 +43,7 @@ def planned_model(options: ControllerOptions, config: ScalingConfig, model: Rout
     from janus.core.planning.catalog import sizes_of
     from janus.core.planning.plan import Problem
     from janus.core.planning.routing import synthetic_routing
+    from janus.core.scaling.planned import PlannedModel
     from janus.profiles import load_profile
 
     if not config.high.experts:

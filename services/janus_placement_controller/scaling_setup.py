@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -14,12 +15,14 @@ from janus.core.membership import Membership
 from janus.core.membership_events import Event
 from janus.core.placing.contract import Activity
 from janus.core.scaling import ScalingConfig
-from janus.core.scaling.planned import PlannedModel
 from janus.core.scaling.target import Model
 from janus_placement_controller.autoscaling import Scaling, scaling_config
 from janus_placement_controller.scaling_metrics import ScalingMetrics
 from janus_placement_controller.scaling_model import follow_routing, learned_model, planned_model
 from janus_placement_controller.statistics import RoutedModel
+
+if TYPE_CHECKING:
+    from janus.core.scaling.planned import PlannedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,8 @@ class ScalingSetup:
     routed: RoutedModel
     config: ScalingConfig
     model: Model
+    #: The same, where it is a profile's.
+    planned: PlannedModel | None
     scaler: Scaler | None
 
     def scaling(
@@ -48,8 +53,8 @@ class ScalingSetup:
 
     async def follow_routing(self, activity: Callable[[], Activity | None]) -> None:
         """Keep a profile's expectations up with the router, until cancelled; without a profile, there is nothing."""
-        if isinstance(self.model, PlannedModel):
-            await follow_routing(self.model, self.options, self.routed, activity)
+        if self.planned is not None:
+            await follow_routing(self.planned, self.options, self.routed, activity)
 
 
 def prepare(options: ControllerOptions, routed: RoutedModel) -> ScalingSetup:
@@ -59,10 +64,15 @@ def prepare(options: ControllerOptions, routed: RoutedModel) -> ScalingSetup:
         ConfigError: the profile is none, or the command cannot be read.
     """
     config = scaling_config(options.scaling, monolithic=not options.expect_experts)
-    model: Model = learned_model(config, routed)
-    if options.scaling.hardware:
-        model = planned_model(options, config, routed)
-    return ScalingSetup(options=options, routed=routed, config=config, model=model, scaler=_scaler(options))
+    planned = planned_model(options, config, routed) if options.scaling.hardware else None
+    return ScalingSetup(
+        options=options,
+        routed=routed,
+        config=config,
+        model=planned or learned_model(config, routed),
+        planned=planned,
+        scaler=_scaler(options),
+    )
 
 
 def _scaler(options: ControllerOptions) -> Scaler | None:

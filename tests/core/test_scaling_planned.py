@@ -10,7 +10,7 @@ import pytest
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.plan import Problem
-from janus.core.planning.plane import planes
+from janus.core.planning.pricing import planes
 from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.steady import Traffic
 from janus.core.scaling import Autoscaler, Counts, Observation

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from janus.core.planning.performance import AMax
 from janus.core.planning.plan import Problem
-from janus.core.planning.plane import Plane, planes
+from janus.core.planning.plane import Plane
+from janus.core.planning.pricing import planes
 from janus.core.planning.steady import Traffic
 from janus.core.scaling.contract import Counts, Observation, Prediction
 from janus.core.scaling.demand import Demand
@@ -100,7 +101,7 @@ class PlannedOutlook:
         at = counts.attention - 1, counts.experts - 1
         tails = self.plane.tpot_tail_s if self.problem.percentile else self.plane.tpot_s
         strain = self.correction * float(tails[at]) / self.slo_s
-        # Where something else is too little, room for streams or slots, TPOT may be short enough and is not what counts.
+        # Where something else is wanting, room for streams or slots, TPOT may be short enough and is not what counts.
         return min(1.0, strain) if self.plane.feasible[at] else max(strain, math.nextafter(1.0, 2.0))
 
     def predict(self, counts: Counts) -> Prediction:

@@ -11,12 +11,10 @@ def steps(present: Counts, wanted: Counts) -> Iterator[Counts]:
     """Yield the numbers on the way, ``wanted`` last: those that are added first, in turn; then those that leave."""
     at = present
     while at != wanted:
-        more = (wanted.attention - at.attention, wanted.experts - at.experts)
-        if max(more) > 0:
+        attention, experts = wanted.attention - at.attention, wanted.experts - at.experts
+        if max(attention, experts) > 0:
             # The role of which more are wanting; in doubt experts, which take longer to load.
-            role = 1 if more[1] >= more[0] else 0
+            at = at.plus(experts=1) if experts >= attention else at.plus(attention=1)
         else:
-            role = 1 if more[1] <= more[0] else 0
-        change = 1 if max(more) > 0 else -1
-        at = at.plus(experts=change) if role else at.plus(attention=change)
+            at = at.plus(experts=-1) if experts <= attention else at.plus(attention=-1)
         yield at
