@@ -1,4 +1,4 @@
-"""Random-weight Qwen3-MoE checkpoints, made and written by ``transformers``, in the shapes that real ones vary in."""
+"""Random-weight checkpoints, made and written by ``transformers``: Qwen3-MoE in many shapes, other families in one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    GptOssConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PreTrainedConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from tests.e2e import vocabularies
 
@@ -28,6 +37,7 @@ class Shape:
     write_tokenizer: Callable[[Path, int], None] = vocabularies.write_named
     #: Largest file, so that some checkpoints come in shards.
     shard_size: str = "1GB"
+    family: type[PreTrainedConfig] = Qwen3MoeConfig
 
 
 SHAPES: dict[str, Shape] = {
@@ -82,12 +92,39 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+#: One shape of each other family, with what is its own switched on; ``tests/model/families`` has the variants.
+FAMILIES: dict[str, Shape] = {
+    "qwen2_moe": Shape({"num_experts": 9, "shared_expert_intermediate_size": 40}, family=Qwen2MoeConfig),
+    "mixtral": Shape({"num_local_experts": 7, "sliding_window": 100}, family=MixtralConfig),
+    "olmoe": Shape({"num_experts": 9, "num_experts_per_tok": 3, "clip_qkv": 2.0}, family=OlmoeConfig),
+    "glm4_moe": Shape(
+        {
+            "n_routed_experts": 10,
+            "num_experts_per_tok": 3,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "routed_scaling_factor": 1.5,
+        },
+        family=Glm4MoeConfig,
+    ),
+    "gpt_oss": Shape(
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "sliding_window": 40,
+            "initializer_range": 0.15,  # with more, float32 is too far off float64
+        },
+        family=GptOssConfig,
+    ),
+}
+
+
 def write(name: str, directory: Path) -> Path:
     """Write the model of shape ``name``, or a copy of the bundled one, and return its directory."""
     if name == "janus-tiny":
         return Path(shutil.copytree(BUNDLED, directory))
-    shape = SHAPES[name]
-    config = Qwen3MoeConfig(
+    shape = SHAPES[name] if name in SHAPES else FAMILIES[name]
+    config = shape.family(
         **{
             "vocab_size": _VOCAB,
             "hidden_size": 48,
@@ -107,9 +144,9 @@ def write(name: str, directory: Path) -> Path:
         }
     )
     torch.manual_seed(len(name))
-    model = Qwen3MoeForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter, weights in model.named_parameters():
+        for parameter, weights in (*model.named_parameters(), *model.named_buffers()):
             # Left at 1 and 0 by the initialisation, where a weight that is never read would go unnoticed.
             if parameter.endswith(("norm.weight", "bias")):
                 weights.add_(torch.randn_like(weights) * 0.1)

@@ -86,11 +86,19 @@ class Oracle:
         chosen = self.model.config.num_experts_per_tok
         gaps = [
             float((best[:, chosen - 1] - best[:, chosen]).min())
-            for logits in output.router_logits
-            if chosen < logits.shape[-1]
-            for best in [logits.float().topk(chosen + 1).values]
+            for scores in self._scores(output.router_logits)
+            if chosen < scores.shape[-1]
+            for best in [scores.topk(chosen + 1).values]
         ]
         return output.logits[0, len(prompt) - 1 :].float(), min(gaps, default=1.0)
+
+    def _scores(self, router_logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the experts of each MoE layer are chosen by."""
+        name = "e_score_correction_bias"
+        biases = [getattr(module, name) for module in self.model.modules() if hasattr(module, name)]
+        if not biases:
+            return [logits.float() for logits in router_logits]
+        return [logits.float().sigmoid() + bias for logits, bias in zip(router_logits, biases, strict=True)]
 
     @torch.inference_mode()
     def score_batched(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:

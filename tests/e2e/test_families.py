@@ -1,0 +1,41 @@
+"""Every family in a cluster: what it generates is what ``transformers`` generates, whoever gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.e2e.cases import spec_of
+from tests.e2e.checkpoints import FAMILIES
+from tests.e2e.client import Client
+from tests.e2e.cluster import Cluster, Spec
+from tests.e2e.lab import Lab
+from tests.e2e.test_tokens import check_tokens
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+#: What `make test` covers: a shared expert and corrected scores gated by the experts; biases, sinks and windows.
+FAST = (("glm4_moe", (1, 2), "expert"), ("gpt_oss", (1, 1), "attention"))
+CASES = [
+    pytest.param(case, id=f"{case[0]}-{case[1][0]}A{case[1][1]}E-{case[2]}", marks=() if fast else pytest.mark.slow)
+    for name in FAMILIES
+    for case in dict.fromkeys(
+        (*(each for each in FAST if each[0] == name), (name, (2, 3), "expert"), (name, (1, 1), "attention"))
+    )
+    for fast in [case in FAST]
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_tokens_are_those_of_transformers(
+    case: tuple[str, tuple[int, int], str],
+    lab: Lab,
+    connect: Callable[[Cluster], Client],
+    own_cluster: Callable[[Spec], Cluster],
+) -> None:
+    name, topology, gate = case
+    spec = replace(spec_of(lab.model_dir(name), topology), arguments=("--gate", gate))
+    cluster = own_cluster(spec)
+    await check_tokens(cluster, connect(cluster), lab.oracle(name))
