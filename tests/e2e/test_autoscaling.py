@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.cases import prompts_for
-from tests.e2e.client import Answer, Client
+from tests.e2e.client import Answer, Client, Prompt
 from tests.e2e.cluster import Cluster, Spec
 from tests.e2e.lab import Lab
 from tests.e2e.test_faults import PATIENT, SLOW_DRAIN
@@ -28,7 +28,7 @@ ARGUMENTS = (
 
 
 @contextlib.asynccontextmanager
-async def busy(client: Client, prompt: str) -> AsyncIterator[list[Answer]]:
+async def busy(client: Client, prompt: Prompt) -> AsyncIterator[list[Answer]]:
     """Six streams, one after the other for as long as the block lasts; yields the answers so far."""
     over, answers = asyncio.Event(), list[Answer]()
 
