@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from benchmarks.paper import published
 from benchmarks.paper.systems import JANUS, World, load_of
 
@@ -101,20 +102,21 @@ def calibrate(world: World, points: Points) -> Calibration:
     wanted = np.array(list(points.values()))
     while True:
         none = dict.fromkeys(_UNITS, 0.0)
-        base = _tpots(setting, none, points)
-        slopes = [(_tpots(setting, none | {name: _UNITS[name]}, points) - base) / wanted for name in names]
+        base = tpots(setting, none, points)
+        slopes = [(tpots(setting, none | {name: _UNITS[name]}, points) - base) / wanted for name in names]
         solution, *_ = np.linalg.lstsq(np.stack(slopes, axis=1), (wanted - base) / wanted, rcond=None)
         if not (solution < 0).any():
             break
         names.pop(int(solution.argmin()))
     seconds = none | {name: float(x) * _UNITS[name] for name, x in zip(names, solution, strict=True)}
-    found = dict(zip(points, _tpots(setting, seconds, points).tolist(), strict=True))
+    found = dict(zip(points, tpots(setting, seconds, points).tolist(), strict=True))
     device = _with(setting.device, seconds)
     profile = replace(world.profile, devices={device.name: device})
     return Calibration(profile=profile, coefficients=seconds, points=points, found=found)
 
 
-def _tpots(setting: Setting, seconds: Mapping[str, float], points: Points) -> np.ndarray[Any, np.dtype[np.float64]]:
+def tpots(setting: Setting, seconds: Mapping[str, float], points: Points) -> npt.NDArray[np.float64]:
+    """Return the TPOT of every point with these coefficients."""
     device = _with(setting.device, seconds)
     profile = replace(setting.profile, devices={device.name: device})
     there = replace(setting, device=device, profile=profile)
