@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.table import Table
 
 from janus.config.fields import check_ranges, option
@@ -42,6 +41,9 @@ class ProfileOptions:
         minimum=0,
     )
     observations: Path | None = option(None, help="JSON file for every point that was measured.", default_text="none")
+    add: Path | None = option(
+        None, help="Such a file of an earlier run on this machine: its points are fitted too.", default_text="none"
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -50,35 +52,34 @@ class ProfileOptions:
 def profile(options: ProfileOptions) -> int:
     """Measure, fit, write, show."""
     from janus.profiles import write_profile
-    from janus.profiling.campaign import Settings, run
+    from janus.profiling import record
+    from janus.profiling.campaign import Earlier, Settings, conditions, run
+    from janus.profiling.points import FULL, QUICK
 
-    settings = Settings(model=options.model, quick=options.quick, dtype=options.dtype, threads=options.threads)
+    effort = QUICK if options.quick else FULL
+    settings = Settings(model=options.model, effort=effort, dtype=options.dtype, threads=options.threads)
     if not options.out.resolve().parent.is_dir():
         raise ConfigError("--out", f"{options.out.parent} is no directory", "name a file that can be written")
+    earlier = None
+    if options.add is not None:
+        found = record.read(options.add, here=conditions(settings))
+        earlier = Earlier(
+            observations=tuple(seen.observed for seen in found.observations), load_rates=tuple(found.load_rates)
+        )
     try:
-        result = asyncio.run(run(settings, tell))
+        result = asyncio.run(run(settings, tell, earlier=earlier))
     except LaunchError as error:
         show_launch_error(error)
         return 1
     write_profile(result.fit.profile, options.out)
     if options.observations is not None:
-        _write_observations(options.observations, result)
+        record.write(result, options.observations)
     _show(options, result)
     return 0
 
 
-def _write_observations(path: Path, result: Result) -> None:
-    from janus.profiling.report import as_json
-
-    text = msgspec.json.format(msgspec.json.encode(as_json(result)), indent=2).decode()
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("--observations", f"{path}: {error.strerror}", "name a file that can be written") from error
-
-
 def _show(options: ProfileOptions, result: Result) -> None:
-    from janus.profiling.report import goodness, rows
+    from janus.profiling.report import goodness, rows, warning
 
     console = output()
     table = Table(box=None, pad_edge=False)
@@ -88,4 +89,6 @@ def _show(options: ProfileOptions, result: Result) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(goodness(result), soft_wrap=True)
+    if problem := warning(result):
+        console.print(f"[yellow]{problem}[/yellow]", soft_wrap=True)
     console.print(f"written to {options.out}", soft_wrap=True)

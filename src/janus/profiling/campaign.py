@@ -26,7 +26,7 @@ from janus.profiling.fit import Fit, fit
 from janus.profiling.least_squares import quantile
 from janus.profiling.models import Measured, measured, write_models
 from janus.profiling.observations import Observation
-from janus.profiling.points import FULL, QUICK, Effort, points
+from janus.profiling.points import FULL, Effort, points
 from janus.profiling.streams import Bench, Prober
 
 #: Called with what is worth a line meanwhile.
@@ -43,15 +43,18 @@ class Settings:
     """What to measure. ``model``: ``None`` = two with random weights, written for the purpose."""
 
     model: Path | None = None
-    quick: bool = False
+    effort: Effort = FULL
     dtype: DType = "float32"
     #: Threads of each instance; 0 = instances of a role share the machine's cores, as ``janus up`` has it.
     threads: int = 0
 
-    @property
-    def effort(self) -> Effort:
-        """How much of it."""
-        return QUICK if self.quick else FULL
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What another run has seen under the same conditions."""
+
+    observations: tuple[Observation, ...] = ()
+    load_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +63,12 @@ class Result:
 
     fit: Fit
     observations: tuple[Observation, ...]
+    #: Bytes per second that each expert instance loaded its replicas at.
+    load_rates: tuple[float, ...]
 
 
-async def run(settings: Settings, tell: Tell) -> Result:
-    """Measure this machine, and fit.
+async def run(settings: Settings, tell: Tell, *, earlier: Earlier | None = None) -> Result:
+    """Measure this machine, and fit, what was seen ``earlier`` included.
 
     Raises:
         ConfigError: the model cannot be served.
@@ -76,14 +81,26 @@ async def run(settings: Settings, tell: Tell) -> Result:
             models = [measured(settings.model, dtype=settings.dtype)]
         else:
             tell("writing two models with random weights")
-            models = write_models(Path(scratch), dtype=settings.dtype, quick=settings.quick)
+            models = write_models(Path(scratch), dtype=settings.dtype, quick=settings.effort != FULL)
         for model in models:
             for experts in settings.effort.experts:
                 if experts <= model.sizes.experts:
                     await campaign.measure(model, experts)
-    others = statistics.fmean(seen.others_cores for seen in campaign.observations)
-    template = _template(settings, campaign.load_rates, others)
-    return Result(fit=fit(campaign.observations, template), observations=tuple(campaign.observations))
+    earlier = earlier or Earlier()
+    observations = (*earlier.observations, *campaign.observations)
+    rates = (*earlier.load_rates, *campaign.load_rates)
+    template = _template(settings, rates, statistics.fmean(seen.others_cores for seen in observations))
+    return Result(fit=fit(observations, template), observations=observations, load_rates=rates)
+
+
+def conditions(settings: Settings) -> dict[str, str]:
+    """What must be the same for observations to be fitted together, by its key in a profile's ``measured``."""
+    cores, memory = usable_cores(), psutil.virtual_memory().total
+    return {
+        "hardware": f"{machine.cpu_name()}, {cores} cores, {memory / 2**30:.1f} GiB",
+        "dtype": settings.dtype,
+        "threads": str(settings.threads),
+    }
 
 
 class _Campaign:
@@ -179,11 +196,9 @@ def _template(settings: Settings, rates: Sequence[float], others: float) -> Hard
         },
         measured={
             "command": " ".join(["janus", *sys.argv[1:]]),
-            "hardware": f"{machine.cpu_name()}, {cores} cores, {memory / 2**30:.1f} GiB",
+            **conditions(settings),
             "commit": machine.commit(),
             "date": machine.today(),
-            "dtype": settings.dtype,
-            "threads": str(settings.threads),
             "others_cores": f"{others:.2f}",
         },
     )

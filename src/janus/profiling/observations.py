@@ -62,21 +62,23 @@ def undisturbed(parts: Mapping[str, float], *, attention: Turn, experts: Sequenc
 
     ``attention`` and ``experts``: how long the instances ran and waited because of others, in the steps of ``parts``.
     They take turns, so a step is shorter by both waits; of several expert instances the one that waited most counts.
-    What is computed shrinks as its process's share of running does, and the exchange by the rest.
+    What is computed shrinks as its process's share of running does, and the exchange by the rest. At most half of the
+    step, and of a part, is taken out: what remained of more would be the difference of two large numbers.
     """
     steps = max(parts["steps"], 1.0)
     slowest = max(experts, key=lambda turn: turn.waited_s, default=Turn())
-    total = sum(parts[part] for part in PARTS) - (attention.waited_s + slowest.waited_s) / steps
+    whole = sum(parts[part] for part in PARTS)
+    total = whole - min((attention.waited_s + slowest.waited_s) / steps, whole / 2)
     shrunk = {
         "attention_s": parts["attention_s"] * _share(attention),
         "experts_s": parts["experts_s"] * _share(slowest),
         "other_s": parts["other_s"] * _share(attention),
     }
-    return {**parts, **shrunk, "exchange_s": max(0.0, total - sum(shrunk.values()))}
+    return {**parts, **shrunk, "exchange_s": max(parts["exchange_s"] / 2, total - sum(shrunk.values()))}
 
 
 def _share(turn: Turn) -> float:
-    return turn.ran_s / (turn.ran_s + turn.waited_s) if turn.waited_s > 0 else 1.0
+    return max(0.5, turn.ran_s / (turn.ran_s + turn.waited_s)) if turn.waited_s > 0 else 1.0
 
 
 def per_step(

@@ -1,11 +1,10 @@
-"""What a measured profile is shown as, and the observations in a form for other programs."""
+"""What a measured profile is shown as."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from statistics import fmean
 
 from janus.core.planning.hardware import Figure, HardwareProfile
 from janus.profiling.campaign import Result
@@ -26,6 +25,8 @@ _MEANING = {
     "latency_s": ("its way", "s"),
     "byte_s": ("a byte of it", "s"),
 }
+#: What system processes use now and then.
+_QUIET_CORES = 0.1
 _PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n", -12: "p"}
 
 
@@ -51,6 +52,17 @@ def quantity(value: float, unit: str) -> str:
     return f"{value / 10**power:.3g} {_PREFIXES[power]}{unit}".rstrip()
 
 
+def warning(result: Result) -> str:
+    """What is to be said of the measurement itself; empty where nothing is."""
+    others = fmean(seen.others_cores for seen in result.observations)
+    if others <= _QUIET_CORES:
+        return ""
+    return (
+        f"others kept {others:.1f} cores busy meanwhile, and what they took could be taken out only in part: "
+        "measure again when nothing else runs"
+    )
+
+
 def goodness(result: Result) -> str:
     """How well the profile describes what it was fitted to, in a line."""
     fit = result.fit
@@ -58,32 +70,3 @@ def goodness(result: Result) -> str:
         f"{len(result.observations)} operating points; step times predicted within {fit.median_error:.1%} (median) and "
         f"{fit.worst_error:.1%} (worst), R² {fit.r_squared:.4f}"
     )
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """The observations, each with what the profile predicts for it."""
-    profile = result.fit.profile
-    seen = []
-    for observation, error in zip(result.observations, result.fit.errors, strict=True):
-        step = observation.predicted(profile)
-        fields = {
-            field.name: getattr(observation, field.name)
-            for field in dataclasses.fields(observation)
-            if field.name not in ("model", "load")
-        }
-        load = {key: value for key, value in dataclasses.asdict(observation.load).items() if value is not None}
-        predicted = {
-            part: float(getattr(step, part))
-            for part in ("attention_s", "exchange_s", "experts_s", "other_s", "hidden_s", "total_s")
-        }
-        seen.append(
-            {"model": observation.model.name, **load, **fields, "total_s": observation.total_s}
-            | {"predicted": predicted, "error": error}
-        )
-    return {
-        **profile.measured,
-        "median_error": result.fit.median_error,
-        "worst_error": result.fit.worst_error,
-        "r_squared": result.fit.r_squared,
-        "observations": seen,
-    }
