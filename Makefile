@@ -85,9 +85,17 @@ bench-statistics: develop ## measure what sampling the routing costs; writes ben
 bench-loading: develop ## measure what loading replicas costs dispatches; writes benchmarks/results/loading.json
 	$(BIN)/python -m benchmarks.loading --write
 
+.PHONY: bench-simulator
+bench-simulator: develop ## hold the simulator against a real cluster; writes benchmarks/results/simulator.json
+	$(BIN)/python -m benchmarks.simulator
+
 .PHONY: bench-transport
 bench-transport: develop ## measure links beside ucxx and plain sockets; writes benchmarks/results/transport.json
 	$(BIN)/python -m benchmarks.transport --record
+
+.PHONY: paper
+paper: develop ## the figures of the paper, simulated beside ours; writes benchmarks/results/paper.json
+	$(BIN)/python -m benchmarks.paper
 
 .PHONY: testbed
 testbed: develop ## several nodes on this machine with a slower network between them: try it (Linux, root)

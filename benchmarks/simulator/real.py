@@ -30,10 +30,10 @@ from janus.simulation.workloads import ClosedLoop
 _TIMEOUT_S = 120.0
 #: Of each point so many runs; the one that others disturbed least counts.
 RUNS = 3
-#: As the profile was measured: one step at a time, one way to exchange, one thread each.
+#: As the shipped profile was measured: one step at a time, one way to exchange; all instances share the cores, as
+#: ``janus up`` has it.
 OPTIONS: dict[str, str | int | float | bool] = {
     "dtype": "float32",
-    "threads": 1,
     "micro-batches": "1",
     "exchange": "direct",
     "restart": "never",
@@ -91,7 +91,10 @@ async def observe(
             )
 
         needs = ClusterNeeds(attention=cluster.attention, experts=cluster.experts, options=OPTIONS)
+        before = len(found)
         await with_cluster(needs, work, model=measured.path, name=f"simulator-{os.getpid()}", tell=lambda _: None)
+        if len(found) == before:
+            raise RuntimeError(f"{mine[0].name}: the cluster ended before it was measured; see its log, and run again")
     return found
 
 

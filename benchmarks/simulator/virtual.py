@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.simulator.points import Point
 from benchmarks.simulator.real import Observed, Seen
 
 from janus.core.admission import AdmissionConfig
@@ -46,8 +45,4 @@ def config_of(observed: Observed, profile: HardwareProfile) -> ClusterConfig:
 
 def simulated(observed: Observed, seen: Seen, profile: HardwareProfile) -> Report:
     """Return what the simulator says of a point."""
-    return Simulation(config_of(observed, profile), _load(seen.point)).run()
-
-
-def _load(point: Point):  # type: ignore[no-untyped-def]
-    return point.workload()
+    return Simulation(config_of(observed, profile), seen.point.workload()).run()
