@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Glm4MoeConfig,
     GptOssConfig,
     MixtralConfig,
@@ -92,6 +94,19 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+#: DeepSeek's latent attention, and experts behind a dense layer.
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,  # transformers' name for the width of the rotary part
+    "v_head_dim": 12,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+}
+
 #: One shape of each other family, with what is its own switched on; ``tests/model/families`` has the variants.
 FAMILIES: dict[str, Shape] = {
     "qwen2_moe": Shape({"num_experts": 9, "shared_expert_intermediate_size": 40}, family=Qwen2MoeConfig),
@@ -116,6 +131,24 @@ FAMILIES: dict[str, Shape] = {
         },
         family=GptOssConfig,
     ),
+    # As V2-Lite is: queries projected at once, two shared experts, a longer context by YaRN.
+    "deepseek_v2": Shape(
+        {
+            **_LATENT,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 16.0,
+                "original_max_position_embeddings": 32,
+                "mscale": 0.707,
+                "mscale_all_dim": 0.707,
+            },
+        },
+        family=DeepseekV2Config,
+    ),
+    "deepseek_v3": Shape({**_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2}, family=DeepseekV3Config),
 }
 
 

@@ -83,13 +83,7 @@ class Oracle:
         """Logits [tokens, vocabulary] that gave ``tokens``, and how close the choice of experts ever was."""
         ids = torch.tensor([[*prompt, *tokens[:-1]]])
         output = self.model(ids, output_router_logits=True)
-        chosen = self.model.config.num_experts_per_tok
-        gaps = [
-            float((best[:, chosen - 1] - best[:, chosen]).min())
-            for scores in self._scores(output.router_logits)
-            if chosen < scores.shape[-1]
-            for best in [scores.topk(chosen + 1).values]
-        ]
+        gaps = [gap for scores in self._scores(output.router_logits) for gap in self._gaps(scores)]
         return output.logits[0, len(prompt) - 1 :].float(), min(gaps, default=1.0)
 
     def _scores(self, router_logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -99,6 +93,23 @@ class Oracle:
         if not biases:
             return [logits.float() for logits in router_logits]
         return [logits.float().sigmoid() + bias for logits, bias in zip(router_logits, biases, strict=True)]
+
+    def _gaps(self, scores: torch.Tensor) -> list[float]:
+        """How close the last that is chosen and the next one ever are: of groups, where there are any, of experts."""
+        config, gaps = self.model.config, []
+        groups, chosen = getattr(config, "n_group", None) or 1, config.num_experts_per_tok
+        if groups > 1:
+            # DeepSeek-V2 ranks a group by its best expert, all with a correction bias by the two best.
+            best_of_group = 1 if config.model_type == "deepseek_v2" else 2
+            ranks = scores.unflatten(1, (groups, -1)).topk(best_of_group).values.sum(-1)
+            best = ranks.topk(config.topk_group + 1)
+            gaps.append(float((best.values[:, -2] - best.values[:, -1]).min()))
+            left_out = torch.ones_like(ranks, dtype=torch.bool).scatter_(1, best.indices[:, :-1], False)
+            scores = scores.masked_fill(left_out.repeat_interleave(scores.shape[1] // groups, dim=1), -torch.inf)
+        if chosen < scores.shape[1]:
+            experts = scores.topk(chosen + 1).values
+            gaps.append(float((experts[:, -2] - experts[:, -1]).min()))
+        return gaps
 
     @torch.inference_mode()
     def score_batched(self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
