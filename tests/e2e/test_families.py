@@ -16,7 +16,7 @@ from tests.e2e.test_tokens import check_tokens
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-#: What `make test` covers: a shared expert and corrected scores gated by the experts; biases, sinks and windows; latents.
+#: What `make test` covers: a shared expert and corrected scores gated by experts; biases, sinks, windows; latents.
 FAST = (("glm4_moe", (1, 2), "expert"), ("gpt_oss", (1, 1), "attention"), ("deepseek_v3", (1, 1), "attention"))
 CASES = [
     pytest.param(case, id=f"{case[0]}-{case[1][0]}A{case[1][1]}E-{case[2]}", marks=() if fast else pytest.mark.slow)
