@@ -37,7 +37,7 @@ _UNITS = {"layer": 1e-3, "token": 1e-3, "row": 1e-6}
 
 def figure_9_points() -> Points:
     """Return TPOT of figure 9's operating points: B / (tokens per second and GPU) / GPUs."""
-    found = {}
+    found: dict[tuple[int, int, int], float] = {}
     for points in (published.CHOICES, published.TIGHTEST):
         found |= {(a, e, size): size / tpg / (a + e) for size, (a, e, tpg) in points.items()}
     return found
@@ -100,15 +100,15 @@ def calibrate(world: World, points: Points) -> Calibration:
     setting = world.setting(JANUS, "DeepSeek-V2")
     names = list(_UNITS)
     wanted = np.array(list(points.values()))
-    while True:
-        none = dict.fromkeys(_UNITS, 0.0)
-        base = tpots(setting, none, points)
+    none = dict.fromkeys(_UNITS, 0.0)
+    base, seconds = tpots(setting, none, points), none
+    while names:
         slopes = [(tpots(setting, none | {name: _UNITS[name]}, points) - base) / wanted for name in names]
         solution, *_ = np.linalg.lstsq(np.stack(slopes, axis=1), (wanted - base) / wanted, rcond=None)
         if not (solution < 0).any():
+            seconds = none | {name: float(x) * _UNITS[name] for name, x in zip(names, solution, strict=True)}
             break
         names.pop(int(solution.argmin()))
-    seconds = none | {name: float(x) * _UNITS[name] for name, x in zip(names, solution, strict=True)}
     found = dict(zip(points, tpots(setting, seconds, points).tolist(), strict=True))
     device = _with(setting.device, seconds)
     profile = replace(world.profile, devices={device.name: device})

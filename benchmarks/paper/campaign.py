@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from benchmarks.paper.a_max import FAMILIES, READINGS, figure_13, figure_17, fit_column
@@ -79,9 +80,7 @@ def run(plan: Plan) -> dict[str, Any]:
     testbed = replace(bare, profile=calibration.profile)
     slow, factor = network_of_figure_12(testbed)
     worlds = {TESTBED: testbed, SLOW_NETWORK: slow}
-    cases = {
-        name: _timed(f"figure 8, {name}", lambda w=world: cases_of(w, plan.models)) for name, world in worlds.items()
-    }
+    cases = {name: _timed(f"figure 8, {name}", partial(cases_of, world, plan.models)) for name, world in worlds.items()}
     slower = {system: slowness(cases[TESTBED], system) for system in COUNTED}
     found = [
         figure_1(bare),

@@ -215,7 +215,8 @@ def _row(system: str, words: str, of_world: Mapping[str, Any]) -> Row:
 
 def _scaled(minutes: _Floats, janus: Capacity) -> _Floats:
     """Return tokens per second of every minute, such that the busiest needs as many GPUs as the paper's."""
-    return minutes / minutes.max() * janus.tokens_s[published.GPUS[1]]
+    most = float(janus.tokens_s[published.GPUS[1]])
+    return minutes * (most / float(minutes.max()))
 
 
 def _hours(gpus: npt.NDArray[np.int64]) -> float:

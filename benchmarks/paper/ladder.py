@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.paper import published
-from benchmarks.paper.rows import Found, Row
+from benchmarks.paper.rows import Found, Published, Row
 from benchmarks.paper.systems import JANUS, World, load_of
 
 from janus.core.exchange_cost import predict
@@ -132,7 +132,7 @@ def _rows(ladder: Mapping[str, Mapping[int, float]], world: str, *, calibrated: 
             kind="calibrated" if met else "predicted",
             why="bytes between nodes made slower to meet this" if met else "",
         )
-        ratios = {
+        ratios: dict[str, tuple[Published, float]] = {
             "throughput of 1PC + EGate over the whole system's": (
                 published.ONE_PHASE_EGATE_THROUGHPUT[batch],
                 ladder[_WHOLE.name][batch] / first[batch],
