@@ -62,6 +62,23 @@ def test_every_parameter_is_counted_in_its_role(name: str) -> None:
     assert (expert_params(sizes), sizes.attention_side_params) == in_transformers(dict(CONFIGS[name].config))
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    "name", ["DeepSeek-V2", "DeepSeek-V2-Lite", "DeepSeek-V3", "Qwen3-30B-A3B", "GLM-4.5-Air", "gpt-oss-20b", "OLMoE"]
+)
+def test_biases_are_counted_where_a_family_has_them(name: str, biased: bool) -> None:
+    config = dict(CONFIGS[name].config) | {"num_hidden_layers": 4, "vocab_size": 100, "attention_bias": biased}
+    sizes = sizes_of(config)
+    assert (expert_params(sizes), sizes.attention_side_params) == in_transformers(config)
+
+
+@pytest.mark.parametrize("more", [{"qkv_bias": False}, {"tie_word_embeddings": True}, {"mlp_only_layers": []}])
+def test_variants_of_qwen2_are_counted(more: dict[str, Any]) -> None:
+    sizes = sizes_of(QWEN2_MOE | more)
+    experts, others = in_transformers(QWEN2_MOE | more)
+    assert (expert_params(sizes), sizes.attention_side_params) == (experts, others)
+
+
 def test_dense_layers_between_are_counted() -> None:
     sizes = sizes_of(QWEN2_MOE)
     assert sizes.moe_layers == 1  # layers 1 and 3 are sparse, and 3 is named as dense

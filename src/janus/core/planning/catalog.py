@@ -17,8 +17,10 @@ from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.widths import WIDTHS, Widths, widths_of
 from janus.errors import ConfigError
 
-#: Families whose query, key and value projections have a bias although ``attention_bias`` is not among their keys.
-_ALWAYS_BIAS = {"qwen2_moe"}
+#: Families whose query, key and value projections have a bias unless ``qkv_bias`` says otherwise; and those in which,
+#: with ``attention_bias``, the projection on the way out has one too.
+_QKV_BIAS = {"qwen2_moe"}
+_OUT_BIAS = {"qwen3_moe", "olmoe", "gpt_oss"}
 #: Families that normalise each head's query and key, and those that normalise the whole projection.
 _HEAD_NORM = {"qwen3_moe"}
 _WIDE_NORM = {"olmoe"}
@@ -124,12 +126,10 @@ def _attention_params(keys: Keys, hidden: int) -> int:
     kv_heads, head = _kv_heads(keys, heads), _head(keys, hidden, heads)
     q, kv = heads * head, kv_heads * head
     params = hidden * q + 2 * hidden * kv + q * hidden
-    if keys.family in _ALWAYS_BIAS or keys.flag("attention_bias"):
-        params += q + 2 * kv
-        # GPT-OSS has one on the way out, and one learned sink per head; OLMoE the former.
-        params += hidden if keys.family in {"gpt_oss", "olmoe", "qwen3_moe"} else 0
+    if keys.flag("attention_bias") or keys.flag("qkv_bias", default=keys.family in _QKV_BIAS):
+        params += q + 2 * kv + (hidden if keys.family in _OUT_BIAS else 0)
     if keys.family == "gpt_oss":
-        params += heads
+        params += heads  # a learned sink each
     if keys.family in _HEAD_NORM or keys.flag("use_qk_norm"):
         params += 2 * head
     if keys.family in _WIDE_NORM:

@@ -46,9 +46,9 @@ class Keys:
             )
         return default
 
-    def flag(self, name: str) -> bool:
-        """Return whether ``name`` is there and true."""
-        return bool(self._keys.get(name))
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """Return whether ``name`` is true; ``default`` where it is not there."""
+        return bool(self._keys[name]) if name in self else default
 
     def text(self, name: str) -> str:
         """Return a text; empty where there is none."""
