@@ -45,9 +45,9 @@ install: $(SERVE) ## create .venv and install Janus in it, to serve
 develop: $(DEV) ## the same, with what tests, linters and benchmarks need
 
 .PHONY: test
-test: develop ## run the tests (minutes): those of code two at a time, then those that start clusters; TEST_ARGS go to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster and not slow and not gpu" $(TEST_ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest -m "cluster and not slow and not gpu" $(TEST_ARGS) || test $$? -eq 5
+test: develop ## run the tests (minutes), two at a time but for those that look at times; TEST_ARGS go to pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone and not slow and not gpu" $(TEST_ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m "alone and not slow and not gpu" $(TEST_ARGS) || test $$? -eq 5
 
 .PHONY: lint
 lint: develop ## check style and types

@@ -12,7 +12,7 @@ from benchmarks.testbed import Testbed, held, namespaces
 from benchmarks.testbed.__main__ import main
 from benchmarks.testbed.namespaces import Name, this_process
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[2]
 # Brings a testbed up with a program in it that has a child of its own, says so, and waits.

@@ -23,7 +23,7 @@ DISPATCH_S, SILENCE_S = 6.0, 4.0
 LIMIT_S = 30.0
 NODES, INSTANCES = 2, 4
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")

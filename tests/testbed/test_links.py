@@ -14,7 +14,7 @@ import pytest
 from benchmarks.testbed import LinkSpec, LinkTraffic, Testbed, TestbedError
 from benchmarks.testbed.links import SIZES, round_trips
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.alone
 
 # A message of argv[3] bytes to argv[1]:argv[2], and its echo.
 ECHO = """
