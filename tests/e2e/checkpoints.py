@@ -111,7 +111,7 @@ _LATENT: dict[str, Any] = {
 FAMILIES: dict[str, Shape] = {
     "qwen2_moe": Shape({"num_experts": 9, "shared_expert_intermediate_size": 40}, family=Qwen2MoeConfig),
     "mixtral": Shape({"num_local_experts": 7, "sliding_window": 100}, family=MixtralConfig),
-    "olmoe": Shape({"num_experts": 9, "num_experts_per_tok": 3, "clip_qkv": 2.0}, family=OlmoeConfig),
+    "olmoe": Shape({"num_experts": 9, "num_experts_per_tok": 3, "clip_qkv": 2.0, "head_dim": 12}, family=OlmoeConfig),
     "glm4_moe": Shape(
         {
             "n_routed_experts": 10,
