@@ -171,6 +171,45 @@ def test_tpot_over_requests_is_that_of_a_queue_that_is_played(rate: float) -> No
     assert found.tpot_tail_s == pytest.approx(float(np.percentile(served, 99)), rel=0.05)
 
 
+def test_prompts_in_a_queue_that_is_played_lengthen_tpot_and_its_tail() -> None:
+    """One attention instance: prompts in turn, as many tokens a step as the budget leaves, and streams besides."""
+    traffic, budget = Traffic(requests_s=1.2, prompt_tokens=1200, output_tokens=64), 512
+    where, times = deployment(1, 8), {}
+
+    def took(streams: int, prefill: int) -> float:
+        if (streams, prefill) not in times:
+            load = Load(batch=streams, context=traffic.context, prefill=prefill, prefill_context=600)
+            times[streams, prefill] = float(step_time(MODEL, PROFILE, where, load, a_max=spread).total_s)
+        return times[streams, prefill]
+
+    random = np.random.default_rng(8)
+    arrivals = np.cumsum(random.exponential(1 / traffic.requests_s, 6000)).tolist()
+    now, waiting, left, since, served, first = 0.0, [], [], [], [], []
+    while arrivals or waiting or left:
+        if not waiting and not left:
+            now = max(now, arrivals[0])
+        while arrivals and arrivals[0] <= now:
+            waiting.append([1200, arrivals.pop(0)])
+        room, computed, ready = budget - len(left), 0, []
+        while waiting and computed < room:
+            tokens = min(waiting[0][0], room - computed)
+            computed += tokens
+            waiting[0][0] -= tokens
+            if not waiting[0][0]:
+                ready.append(waiting.pop(0)[1])
+        now += took(len(left), computed)
+        left = [each - 1 for each in left]
+        served += [(now - begun) / 64 for each, begun in zip(left, since, strict=True) if not each]
+        since = [begun for each, begun in zip(left, since, strict=True) if each] + [now] * len(ready)
+        left = [each for each in left if each] + [64] * len(ready)
+        first += [now - arrived for arrived in ready]
+    found = settled(traffic, 1, token_budget=budget)
+    assert found.tpot_s > 1.2 * found.step.total_s
+    assert found.tpot_s == pytest.approx(float(np.mean(served)), rel=0.06)
+    assert found.tpot_tail_s == pytest.approx(float(np.percentile(served, 99)), rel=0.1)
+    assert found.ttft_s == pytest.approx(float(np.mean(first)), rel=0.2)
+
+
 def test_longer_answers_are_seen_for_longer() -> None:
     even, uneven = (Traffic(requests_s=1, prompt_tokens=100, output_tokens=200, output_cv=cv) for cv in (0.0, 1.0))
     assert (even.context, uneven.context) == (200, 300)
