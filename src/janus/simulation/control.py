@@ -62,6 +62,8 @@ class Process:
     epochs: list[int] = field(default_factory=list)
     held: set[int] = field(default_factory=set)
     busy_until: float = 0.0
+    #: Its last heartbeat, and what it was about: most are alike.
+    said: tuple[tuple[InstanceState, int, int], Heartbeat] | None = None
     #: Attention instances: the epochs that a dispatch may name, by when the last of an older one has ended.
     names: dict[int, float] = field(default_factory=dict)
 
@@ -120,6 +122,7 @@ class ControlPlane:
         self._agenda.run(0.0)
         if self.membership.view.placement is None:
             raise ConfigError("experts", "; ".join(self.membership.waiting_for), "change the number of instances")
+        self._on_view(self.membership.view)
         self._starting = False
         self._agenda.after(self._config.heartbeat_s, self._pulse)
 
@@ -197,7 +200,7 @@ class ControlPlane:
             match action:
                 case SendLoad():
                     self._load(action.instance, action.table)
-                case SendView():
+                case SendView() if not self._starting:
                     self._on_view(action.view)
                 case SendFatal() if not self._starting:
                     self.kill(action.instance, back_s=None)
@@ -214,14 +217,14 @@ class ControlPlane:
 
     def _report(self, process: Process) -> None:
         now = self._agenda.now
-        named = [epoch for epoch, until in process.names.items() if until > now]
-        heartbeat = Heartbeat(
-            state="draining" if process.draining else process.state,
-            loaded_epoch=max(process.epochs, default=0),
-            oldest_epoch=min(named, default=0),
-        )
+        oldest = min((epoch for epoch, until in process.names.items() if until > now), default=0)
+        state: InstanceState = "draining" if process.draining else process.state
+        loaded = process.epochs[-1] if process.epochs else 0
+        if process.said is None or process.said[0] != (state, loaded, oldest):
+            heartbeat = Heartbeat(state=state, loaded_epoch=loaded, oldest_epoch=oldest)
+            process.said = ((state, loaded, oldest), heartbeat)
         name, incarnation = process.name, process.incarnation
-        self.feed(HeartbeatSeen(instance=name, heartbeat=heartbeat, incarnation=incarnation, now=now))
+        self.feed(HeartbeatSeen(instance=name, heartbeat=process.said[1], incarnation=incarnation, now=now))
 
     def _on_view(self, view: ClusterView) -> None:
         placement, now = view.placement, self._agenda.now
