@@ -18,7 +18,8 @@ def step_breakdown(run: Run) -> dict[str, float]:
     ``step`` is the time between two looks at the counters divided by the steps between them, so ``rest`` is what no
     counter covers: the event loop between two steps and the control thread holding the interpreter there. ``wait`` is
     the time for answers less ``expert_compute``: wires, wake-ups, the expert instance's queue and its reply, of which
-    ``of_wait_*`` show the last two (mean over expert instances).
+    ``of_wait_*`` show the last two (mean over expert instances). A shared expert computes within that time too, as
+    ``of_wait_shared`` shows; where experts are in the same process it is a part by itself, ``shared``.
     """
     assert run.before is not None and run.after is not None
     step = _difference(run.before, run.after, "step", "attention")
@@ -30,7 +31,8 @@ def step_breakdown(run: Run) -> dict[str, float]:
         return round(value / steps / 1e3, 1)
 
     parts = {name: per_step(step.get(f"{name}_ns", 0)) for name in _STEP_PARTS}
-    moe = step.get("dispatch_ns", 0) + step.get("combine_ns", 0)
+    shared = step.get("shared_ns", 0)
+    moe = step.get("dispatch_ns", 0) + shared + step.get("combine_ns", 0)
     if exchange:
         parts["schedule"] = per_step(exchange["schedule_ns"])
         parts["pack"] = per_step(exchange["pack_ns"] - exchange["send_ns"])
@@ -41,9 +43,13 @@ def step_breakdown(run: Run) -> dict[str, float]:
     else:
         parts["expert_compute"] = per_step(step.get("dispatch_ns", 0))
         parts["combine"] = per_step(step.get("combine_ns", 0))
+        if shared:
+            parts["shared"] = per_step(shared)
     total = round(run.between_s * 1e6 / steps, 1)
     parts["rest"] = round(total - sum(parts.values()), 1)
     parts["step"] = total
+    if exchange and shared:
+        parts["of_wait_shared"] = per_step(shared)
     if expert:
         instances = sum(1 for name in run.after if name.startswith("expert"))
         parts["of_wait_expert_queue"] = per_step(expert["queued_ns"] // instances)

@@ -37,11 +37,15 @@ def cell(engine: str, round_: int, rate: float, *, n: int = 8, disturbed: bool =
     )
 
 
-def cluster_run(steps: int) -> Run:
-    """Counters of ``steps`` steps of 1 ms, 100 us in each part of the attention instance's step."""
+def cluster_run(steps: int, *, shared_us: int = 0) -> Run:
+    """Counters of ``steps`` steps of 1 ms, 100 us in each part of the attention instance's step.
+
+    ``shared_us`` of ``combine`` are a shared expert's.
+    """
     us = 1000 * steps
     zero = {"step": dict.fromkeys(("steps", *(f"{name}_ns" for name in _STEP)), 0), "exchange": {}, "expert": {}}
     step = {"steps": steps, "dense_ns": 0} | {f"{name}_ns": 100 * us for name in _STEP if name != "dense"}
+    step |= {"shared_ns": shared_us * us, "combine_ns": (100 - shared_us) * us}
     exchange = {"schedule_ns": 10 * us, "pack_ns": 30 * us, "send_ns": 12 * us, "wait_ns": 90 * us}
     exchange["expert_ns"] = 60 * us
     expert = {"queued_ns": 4 * us, "reply_ns": 6 * us}
@@ -60,8 +64,10 @@ def cluster_run(steps: int) -> Run:
     )
 
 
-def test_the_parts_of_a_step_add_up_to_the_step() -> None:
-    parts = step_breakdown(cluster_run(40))
+@pytest.mark.parametrize("shared_us", [0, 40])
+def test_the_parts_of_a_step_add_up_to_the_step(shared_us: int) -> None:
+    parts = step_breakdown(cluster_run(40, shared_us=shared_us))
+    assert parts.get("of_wait_shared", 0) == shared_us
     assert parts["step"] == 1000.0
     named = {name: value for name, value in parts.items() if name != "step" and not name.startswith("of_")}
     assert sum(named.values()) == pytest.approx(1000.0)

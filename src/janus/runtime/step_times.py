@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 
 @dataclass(slots=True)
 class StepTimes:
-    """Sums since the start, in nanoseconds. ``dispatch`` + ``combine`` = what the exchange took, waiting included.
+    """Sums since the start, in nanoseconds. ``dispatch`` + ``shared`` + ``combine`` = a MoE layer, waiting included.
 
-    ``shared`` lies between the two: shared experts compute while a dispatch is away.
+    ``shared``: a shared expert computes while its dispatch is away.
 
     With several micro-batches in flight the waiting of one includes the computing of the others.
     """
