@@ -23,6 +23,8 @@ class Qwen3MoeFamily(DecoderFamily):
         "intermediate_size": 6_144,
     }
 
+    quantisations = ("fp8",)
+
     def refine(self, config: ModelConfig, read: ConfigReader) -> ModelConfig:
         """See ``DecoderFamily.refine``."""
         if read.raw.get("use_sliding_window"):
