@@ -162,7 +162,7 @@ class PlanOptions:
     Ends with status 1 when nothing that may be chosen keeps it, and says what stands in the way.
     """
 
-    model: str = option(help="Name of a model, or its config.json or directory; see janus models.", unit="model")
+    model: str = option(help="Name of a model, such as DeepSeek-V2, or its config.json or directory.", unit="model")
     hardware: str = option("h100-80gb", help="Hardware profile: its name, or a file of janus profile.", unit="profile")
     slo_tpot: str = option(help="TPOT to keep: 150ms, 0.15s.", unit="duration")
     percentile: float = option(

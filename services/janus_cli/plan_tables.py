@@ -35,6 +35,12 @@ def show(plan: Plan, tables: Mapping[int, AMaxTable], console: Console) -> None:
         console.print(f"Nearest is {point.name}, which fails on {reason}.")
     else:
         _show_chosen(point, problem, console)
+        step = plan.step
+        hidden = f", {_ms(step.hidden_s)} of that at the same time" if step.hidden_s > 0 else ""
+        console.print(
+            f"a step without prompts: attention {_ms(step.attention_s)}, exchange {_ms(step.exchange_s)} "
+            f"({step.exchange}), experts {_ms(step.experts_s)}, else {_ms(step.other_s)}{hidden}"
+        )
     console.print()
     console.print(_memory(plan))
     if plan.frontier:
@@ -78,6 +84,7 @@ def as_dict(plan: Plan, tables: Mapping[int, AMaxTable]) -> dict[str, Any]:
         },
         "chosen": _point(plan.chosen) if plan.chosen else None,
         "nearest": None if plan.chosen else _point(plan.nearest),
+        "step": asdict(plan.step) | {"total_s": plan.step.total_s},
         "memory": {"attention": _budget(plan.attention_memory), "experts": _budget(plan.expert_memory)},
         "frontier": [_point(point) for point in plan.frontier],
         "neighbours": [_point(point) for point in plan.neighbours],

@@ -10,7 +10,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import typer.testing
 
+from janus.config.cli import options_command
+from janus.config.fields import option_fields
 from janus.core.planning.routing import synthetic_routing
 from janus.core.trace import Trace
 from janus.errors import ConfigError
@@ -46,9 +49,27 @@ def test_people_get_the_answer_its_memory_the_frontier_and_why_others_lose(capsy
     assert "DeepSeek-V2 on h100-80gb (published figures, nothing measured)" in text
     assert "6 requests/s of 160 + 256 tokens, headroom 20%; P99 TPOT of at most 150.0 ms" in text
     assert re.search(r"\dA\dE: \d attention and \d expert instances, \d+ devices", text)
-    for word in ("27 slots", "TPG", "Memory per device", "KV cache", "Feasible frontier", "Why the neighbours lose"):
+    for word in (
+        "27 slots",
+        "a step without prompts: attention",
+        "TPG",
+        "Memory per device",
+        "KV cache",
+        "Feasible frontier",
+        "Why the neighbours lose",
+    ):
         assert word in text
     assert re.search(r"\dA\dE .*tpot: P99 TPOT \d+\.\d ms is above 150.0 ms", text)
+
+
+def test_every_option_is_in_the_help() -> None:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(options_command(PlanOptions, lambda _options, _config: None))
+    result = typer.testing.CliRunner().invoke(app, ["--help"])
+    text = "".join(result.output.split())
+    for item in option_fields(PlanOptions):
+        assert "".join(item.flag.split()) in text
+        assert "".join(item.info.help.split()) in text
 
 
 def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from janus.core.planning.catalog import named, names
 from janus.core.planning.memory import attention_memory, expert_memory, most_streams
 from janus.core.planning.performance import Deployment, Load, step_time
 from janus.core.planning.plan import Plan, Point, Problem, Violated
 from janus.core.planning.search import search
 from janus.core.planning.steady import Traffic, steady_state
 from janus.errors import ConfigError
+from janus.profiles import load_profile, shipped
 from tests.core.planning.worlds import DEVICE, MODEL, PROFILE, models, profiles, spread, table_of
 
 CHAT = Traffic(requests_s=6, prompt_tokens=160, output_tokens=256)
@@ -304,6 +306,40 @@ def test_the_memory_beside_the_answer_is_that_of_the_chosen_one() -> None:
     )
     assert plan.attention_memory.fits
     assert plan.expert_memory.fits
+
+
+def test_the_step_beside_the_answer_is_that_of_the_chosen_one() -> None:
+    plan = search(problem(micro_batches=(1, 2)))
+    assert plan.chosen is not None
+    assert plan.step.total_s == pytest.approx(plan.chosen.decode_step_s)
+    assert plan.step.a_max == plan.chosen.a_max
+    nothing = search(problem(most_experts=5))
+    assert nothing.step.total_s > 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_known_model_can_be_planned_for_on_every_shipped_profile(name: str) -> None:
+    model = named(name)
+    for hardware in shipped():
+        profile = load_profile(hardware)
+        kinds = tuple(profile.devices)
+        for traffic in (Traffic(requests_s=1e-3, prompt_tokens=10, output_tokens=1), CHAT.times(50)):
+            asked = Problem(
+                model=model,
+                profile=profile,
+                slo_tpot_s=0.2,
+                percentile=99.0,
+                a_max=lambda slots: table_of(model, slots, 64),
+                traffic=traffic,
+                attention_devices=kinds,
+                expert_devices=kinds,
+                most_attention=3,
+                most_experts=12,
+                micro_batches=(2,),
+            )
+            plan = search(asked)
+            assert (plan.chosen is None) == (plan.feasible == 0)
+            assert plan.chosen is not None or plan.nearest.violated is not None
 
 
 @pytest.mark.parametrize(

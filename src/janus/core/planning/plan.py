@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.memory import MemoryBudget, most_slots
-from janus.core.planning.performance import AMax, Deployment
+from janus.core.planning.performance import AMax, Deployment, StepTime
 from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.steady import Traffic
 from janus.errors import ConfigError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from janus.core.planning.plane import Plane
 
 Objective = Literal["devices", "cost"]
+#: Attention instances whose full steps the buffers of the experts have room for at a time.
+_FULL_STEPS = 8.0
 
 
 class Violated(StrEnum):
@@ -125,8 +127,8 @@ class Problem:
 
     @property
     def rows(self) -> float:
-        """Tokens that come to the experts in one step at most."""
-        return max(self.batch, self.token_budget * 8.0)
+        """Tokens that come to the experts in one step at most: more full steps rarely fall together."""
+        return max(self.batch, _FULL_STEPS * self.token_budget)
 
     @property
     def demand(self) -> Traffic | None:
@@ -184,6 +186,8 @@ class Plan:
     #: Memory per device of the chosen (or nearest) one: attention, experts.
     attention_memory: MemoryBudget
     expert_memory: MemoryBudget
+    #: Where the seconds of its steps without prompts go.
+    step: StepTime
     #: The variant that the chosen (or nearest) one is of, over all (n_a, n_e).
     plane: Plane
     #: Points that were looked at, and those that would do.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from janus.core.planning.memory import MemoryBudget, attention_memory, expert_memory
+from janus.core.planning.performance import Load, StepTime, step_time
 from janus.core.planning.plan import Plan, Point, Problem, Violated
 from janus.core.planning.plane import CODES, Plane, longest
 from janus.core.planning.pricing import planes
@@ -55,6 +56,7 @@ def search(problem: Problem) -> Plan:
             instances=nearest.deployment.experts,
             rows=problem.rows,
         ),
+        step=_step(nearest, problem),
         plane=plane,
         looked_at=sum(each.violated.size for each in priced),
         feasible=sum(int(each.feasible.sum()) for each in priced),
@@ -157,6 +159,18 @@ def _attention_memory(point: Point, problem: Problem) -> MemoryBudget:
         context=longest(problem),
         tensor_parallel=d.tensor_parallel,
         rows=problem.token_budget,
+    )
+
+
+def _step(point: Point, problem: Problem) -> StepTime:
+    batch = 1.0 if np.isnan(point.batch) else point.batch
+    return step_time(
+        problem.model,
+        problem.profile,
+        point.deployment,
+        Load(batch=batch, context=longest(problem)),
+        a_max=lambda _experts, _batch: 1.0 if np.isnan(point.a_max) else point.a_max,
+        modes=problem.modes,
     )
 
 
