@@ -179,9 +179,11 @@ class Simulation:
         )
         instance.experts_ready = self._experts_ready
         self.attention[name] = instance
+        self.clock.attention = len(self.attention)
 
     def _attention_down(self, name: str) -> None:
         instance = self.attention.pop(name)
+        self.clock.attention = len(self.attention)
         instance.die()
         self.gateway.lost(name)
 

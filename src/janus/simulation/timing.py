@@ -35,9 +35,12 @@ class StepClock:
 
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
-        #: Expert instances that serve, and attention instances that compute a step now.
+        #: Instances that serve, and attention instances that compute a step now.
         self.experts = config.experts
+        self.attention = 0
         self.active = 0
+        #: Instances of one machine have their shares of its cores whether the others compute or not.
+        self._shares = bool(config.deployment(1, 1).attention_device.shared_cores)
         #: Rows of all steps that are computed now: streams that decode, and prompt tokens.
         self.decode_rows = 0
         self.prefill_rows = 0
@@ -75,7 +78,7 @@ class StepClock:
 
     def split(self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0) -> StepTime:
         """Return where the seconds of such a step go."""
-        config, active = self._config, max(1, self.active)
+        config, active = self._config, self._deployment().attention
         own = Load(batch=decode * active, context=context, prefill=prefill * active, prefill_context=prefill_context)
         return step_time(
             config.model,
@@ -114,7 +117,7 @@ class StepClock:
         return (model.layers - model.moe_layers) * attention + model.moe_layers * layer + other
 
     def _own_s(self, decode: int, prefill: int) -> _Own:
-        key = (decode, prefill, max(1, self.active), self.experts)
+        key = (decode, prefill, self._deployment().attention, self.experts)
         found = self._own.get(key)
         if found is None:
             model, profile, deployment = self._config.model, self._config.profile, self._deployment()
@@ -140,7 +143,7 @@ class StepClock:
         return Load(batch=self.decode_rows, context=0.0, prefill=self.prefill_rows)
 
     def _deployment(self) -> Deployment:
-        key = (max(1, self.active), max(1, self.experts))
+        key = (max(1, self.active, self.attention if self._shares else 0), max(1, self.experts))
         found = self._deployments.get(key)
         if found is None:
             found = self._deployments[key] = self._config.deployment(*key)
