@@ -36,6 +36,8 @@ COUNTED = ("monolithic", "megascale", "xdeepserve")
 MOST = 96
 #: Batches at which steps are priced: a system's limit is found to within such a factor.
 _GROWTH = 1.1
+#: An objective that every step keeps.
+_ANY_S = 1e6
 #: Rates likewise, for an objective that depends on prompts or on a percentile: up to 29,000 tokens per second.
 _LEAST_TOKENS_S, _RATE_GROWTH, _RATES = 500.0, 1.07, 61
 _BATCHES = tuple(float(size) for size in 8 * _GROWTH ** np.arange(78))
@@ -75,35 +77,46 @@ class Capacity:
         enough = np.searchsorted(self.tokens_s, demand, side="left")
         return np.minimum(enough, len(self.tokens_s) - 1)
 
-    def slower(self, factor: float) -> Capacity:
-        """Return what is left where steps take ``factor`` times as long; the objective is not changed for it."""
-        return Capacity(tokens_s=self.tokens_s / factor)
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Priced:
+    """Every deployment of a system at every batch: GPUs, seconds of a step, streams."""
+
+    gpus: npt.NDArray[np.int64]
+    seconds: _Floats
+    streams: _Floats
+
+    def capacity(self, slo_s: float, slower: float = 1.0, most: int = MOST) -> Capacity:
+        """Return the best of all deployments that keep the objective, where steps take ``slower`` times as long."""
+        best = np.zeros(most + 1)
+        kept = (self.seconds * slower <= slo_s) & (self.gpus <= most)
+        np.maximum.at(best, self.gpus[kept], self.streams[kept] / (self.seconds[kept] * slower))
+        return Capacity(tokens_s=np.maximum.accumulate(best))
 
 
-def capacity_of(system: System, setting: Setting, slo_s: float, most: int = MOST) -> Capacity:
-    """Return what a system serves by number of GPUs, the best of all its deployments."""
-    best = np.zeros(most + 1)
-    for batch in _BATCHES:
-        for offer in system.offers(setting, load_of(batch), most):
-            seconds = float(offer.step.total_s)
-            if not offer.misfit and seconds <= slo_s:
-                best[offer.devices] = max(best[offer.devices], batch / seconds)
-    return Capacity(tokens_s=np.maximum.accumulate(best))
+def priced(system: System, setting: Setting, most: int = MOST) -> Priced:
+    """Price everything that a system could run, one deployment at a time."""
+    found = [
+        (offer.devices, float(offer.step.total_s), batch)
+        for batch in _BATCHES
+        for offer in system.offers(setting, load_of(batch), most)
+        if not offer.misfit
+    ]
+    gpus, seconds, streams = np.array(found).T
+    return Priced(gpus=gpus.astype(np.int64), seconds=seconds, streams=streams)
 
 
-def capacity_of_janus(
-    setting: Setting, slo_s: float, most: int = MOST, micro_batches: Sequence[int] = (1,)
-) -> Capacity:
-    """Return the same for Janus, whose every deployment ``janus plan`` prices at once."""
-    best = np.zeros(2 * most + 1)
+def priced_janus(setting: Setting, most: int = MOST, micro_batches: Sequence[int] = (1,)) -> Priced:
+    """Price everything that Janus could run, a plane of deployments at a time, as ``janus plan`` does."""
+    gpus, seconds, streams = [], [], []
     for batch in _BATCHES:
         load = load_of(batch)
         question = {"batch": load.batch, "context": load.context, "micro_batches": micro_batches}
-        problem = _problem(setting, slo_s, most, **question)
-        for plane in planes(problem):
-            kept = plane.feasible
-            np.maximum.at(best, plane.devices[kept].astype(int), batch / plane.tpot_s[kept])
-    return Capacity(tokens_s=np.maximum.accumulate(best)[: most + 1])
+        for plane in planes(_problem(setting, _ANY_S, most, **question)):
+            gpus.append(plane.devices[plane.feasible].astype(np.int64))
+            seconds.append(plane.tpot_s[plane.feasible])
+            streams.append(np.full(len(gpus[-1]), batch))
+    return Priced(gpus=np.concatenate(gpus), seconds=np.concatenate(seconds), streams=np.concatenate(streams))
 
 
 def capacity_at_percentile(setting: Setting, slo_s: float, percentile: float, most: int = MOST) -> Capacity:
@@ -161,13 +174,14 @@ def figure_11(worlds: Mapping[str, World], slower: Mapping[str, float], slo_s: f
     first, *_ = worlds
     for name, world in worlds.items():
         settings = {system: world.setting(SYSTEMS[system], MODEL) for system in ("janus", *COUNTED)}
-        janus = capacity_of_janus(settings["janus"], slo_s)
-        capacities = {s: capacity_of(SYSTEMS[s], settings[s], slo_s) for s in COUNTED}
+        janus = priced_janus(settings["janus"]).capacity(slo_s)
+        others = {system: priced(SYSTEMS[system], settings[system]) for system in COUNTED}
+        capacities = {system: each.capacity(slo_s) for system, each in others.items()}
         demand = _scaled(day(seed), janus)
         of_world = data[name] = _count({"janus": janus, **capacities}, demand)
         rows += [_row(system, f"{WORDS[system]}; {name}", of_world) for system in COUNTED]
         if name == first:
-            slow = {s: capacity_of(SYSTEMS[s], settings[s], slo_s / f).slower(f) for s, f in slower.items()}
+            slow = {system: others[system].capacity(slo_s, factor) for system, factor in slower.items()}
             slowed = data["as slow as figure 8 says"] = _count({"janus": janus, **slow}, demand)
             rows += [
                 _row(s, f"{WORDS[s]}, its steps {f:.2f} times as long, as figure 8 says", slowed)
@@ -229,7 +243,7 @@ def _beyond(world: World, ours: Capacity, slo_s: float, demand: _Floats) -> list
     setting = world.setting(JANUS, MODEL)
     papers = replace(setting, a_max=_papers_table(world))
     mean, p99 = (capacity_at_percentile(setting, slo_s, percentile, 64) for percentile in (0.0, 99.0))
-    overlapped = capacity_of_janus(setting, slo_s, micro_batches=(1, 2, 3))
+    overlapped = priced_janus(setting, micro_batches=(1, 2, 3)).capacity(slo_s)
     cases: Sequence[tuple[str, Capacity, npt.NDArray[np.int64]]] = [
         ("15 minutes, traffic known", ours, provisioned(ours, demand, 15)),
         ("60 minutes, traffic known", ours, provisioned(ours, demand, 60)),
@@ -239,7 +253,7 @@ def _beyond(world: World, ours: Capacity, slo_s: float, demand: _Floats) -> list
         ("15 minutes, by the last interval, 30 % headroom", ours, reactive(ours, demand, 15, 0.3)),
         ("5 minutes, by the last interval, 30 % headroom", ours, reactive(ours, demand, 5, 0.3)),
         ("1 minute, by the last interval, 30 % headroom", ours, reactive(ours, demand, 1, 0.3)),
-        ("paper's placement and scheduler, 15 minutes", *_with(capacity_of_janus(papers, slo_s), demand)),
+        ("paper's placement and scheduler, 15 minutes", *_with(priced_janus(papers).capacity(slo_s), demand)),
         ("micro-batches: 1, 2 or 3, 15 minutes", *_with(overlapped, demand)),
         ("prompts counted, mean TPOT, 15 minutes", *_with(mean, demand)),
         ("prompts counted, P99 TPOT, 15 minutes", *_with(p99, demand)),

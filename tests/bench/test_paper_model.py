@@ -12,10 +12,11 @@ from benchmarks.paper.calibration import bare_profile, calibrate, figure_9_point
 from benchmarks.paper.choices import choose, figure_9, figure_16
 from benchmarks.paper.day import (
     Capacity,
+    Priced,
     capacity_at_percentile,
-    capacity_of,
-    capacity_of_janus,
     day,
+    priced,
+    priced_janus,
     provisioned,
     reactive,
     within,
@@ -183,7 +184,8 @@ def test_a_day_repeats_under_its_seed_and_is_bursty() -> None:
 
 def test_the_day_s_janus_is_priced_as_one_deployment_at_a_time_is(testbed: World) -> None:
     setting = testbed.setting(JANUS, "DeepSeek-V2")
-    at_once, one_by_one = capacity_of_janus(setting, SLO_S, most=9), capacity_of(JANUS, setting, SLO_S, most=9)
+    at_once = priced_janus(setting, most=9).capacity(SLO_S, most=9)
+    one_by_one = priced(JANUS, setting, most=9).capacity(SLO_S, most=9)
     assert at_once.tokens_s == pytest.approx(one_by_one.tokens_s, rel=1e-9)
     assert at_once.tokens_s[6] == 0 < at_once.tokens_s[7] < at_once.tokens_s[9]
 
@@ -206,7 +208,13 @@ def test_what_is_provisioned_serves_every_minute_and_what_is_not_foreseen_may_no
     assert late.tolist() == [1, 1, 1, 1, 3, 3]
     assert within(capacity, late, demand) == pytest.approx(25 / 75)
     assert reactive(capacity, demand, 2, 0.5).tolist() == [2, 2, 2, 2, 3, 3]
-    assert capacity.slower(2.0).gpus(np.array([10.0])).tolist() == [2]
+
+
+def test_slower_steps_serve_less_within_the_objective() -> None:
+    both = Priced(gpus=np.array([1, 2]), seconds=np.array([0.1, 0.18]), streams=np.array([10.0, 40.0]))
+    assert both.capacity(SLO_S, most=3).tokens_s == pytest.approx([0, 100, 40 / 0.18, 40 / 0.18])
+    assert both.capacity(SLO_S, slower=2.0, most=3).tokens_s == pytest.approx([0, 50, 50, 50])
+    assert both.capacity(SLO_S, most=1).tokens_s == pytest.approx([0, 100])
 
 
 def test_every_system_has_a_setting_of_its_own_policies(bare: World) -> None:
