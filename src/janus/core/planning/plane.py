@@ -106,6 +106,8 @@ class Plane:
                 f"{_gb(memory.total)} on {self.attention_device.name}, {_gb(memory.usable)} usable"
             )
         if violated is Violated.THROUGHPUT:
+            if np.isfinite(self.tpot_s[at]):
+                return f"{self.batch_tail[at]:.0f} streams at a time, {attention} x {problem.max_running} may run"
             rate = problem.demand.tokens_s if problem.demand else 0.0
             return f"{rate:.0f} tokens/s are more than {self.batch[at]:.0f} streams, all there is room for, can get"
         if violated is Violated.PREFILL:

@@ -81,7 +81,7 @@ _BLANK = {
 
 
 def _settled(problem: Problem, deployment: Deployment, a_max: AMax) -> dict[str, Any]:
-    """Return the arrays of ``Plane``, ``room`` for streams, and how much of their room prompts use."""
+    """Return the arrays of ``Plane``; ``room`` for streams in memory and in batches; and how much of it prompts use."""
     model, profile, demand = problem.model, problem.profile, problem.demand
     attention, device = deployment.attention, deployment.attention_device
     room = most_streams(
@@ -91,7 +91,7 @@ def _settled(problem: Problem, deployment: Deployment, a_max: AMax) -> dict[str,
         tensor_parallel=deployment.tensor_parallel,
         rows=problem.token_budget,
     )
-    room = min(room, problem.max_running) if problem.max_running else room
+    running = problem.max_running or room
     if demand is None:
         load = Load(batch=problem.batch, context=problem.context)
         step = step_time(model, profile, deployment, load, a_max=a_max, modes=problem.modes)
@@ -105,6 +105,7 @@ def _settled(problem: Problem, deployment: Deployment, a_max: AMax) -> dict[str,
             "a_max": step.a_max,
             "tokens_per_device_s": problem.batch / step.total_s / deployment.devices,
             "room": room * attention,
+            "running": running * attention,
             "prefill_use": 0.0,
         }
     state = steady_state(
@@ -113,7 +114,7 @@ def _settled(problem: Problem, deployment: Deployment, a_max: AMax) -> dict[str,
         deployment,
         demand,
         a_max=a_max,
-        most_streams=room * attention,
+        most_streams=min(room, running) * attention,
         percentile=problem.percentile or 99.0,
         token_budget=problem.token_budget,
         modes=problem.modes,
@@ -129,6 +130,7 @@ def _settled(problem: Problem, deployment: Deployment, a_max: AMax) -> dict[str,
         "a_max": state.step.a_max,
         "tokens_per_device_s": problem.traffic.tokens_s / deployment.devices,
         "room": room * attention,
+        "running": running * attention,
         "prefill_use": state.prefill_use,
     }
 
@@ -138,12 +140,12 @@ def _violations(problem: Problem, plane: Plane, found: dict[str, Any], there: An
     tpot = (plane.tpot_tail_s if problem.percentile else plane.tpot_s)[there]
     memory = expert_memory(problem.model, plane.expert_device, slots=plane.slots, instances=1, rows=problem.rows)
     nothing = np.zeros(tpot.shape, dtype=bool)
-    settles, room = np.isfinite(tpot), found["room"]
+    settles, room, streams = np.isfinite(tpot), found["room"], plane.batch_tail[there]
     conditions = {
         Violated.EXPERT_MEMORY: nothing | (not memory.fits),
         # A batch that is given must fit; of a rate, the streams that are there at the percentile.
-        Violated.ATTENTION_MEMORY: (room < 1) | (settles & (plane.batch_tail[there] > room)),
-        Violated.THROUGHPUT: ~settles,
+        Violated.ATTENTION_MEMORY: (room < 1) | (settles & (streams > room)),
+        Violated.THROUGHPUT: ~settles | (streams > found["running"]),
         Violated.PREFILL: nothing | (found["prefill_use"] >= 1),
         Violated.TPOT: tpot > problem.slo_tpot_s,
         Violated.TTFT: plane.ttft_s[there] > (problem.slo_ttft_s or np.inf),
