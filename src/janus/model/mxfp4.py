@@ -35,10 +35,17 @@ def scales_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def dequantise(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return [N, K] in ``dtype`` (bf16 holds every value) for codes [N, K / 32, 16] and scales [N, K / 32]."""
+    """Return [N, K] in ``dtype`` (bf16 holds every value) for codes [N, K / 32, 16] and scales [N, K / 32].
+
+    A byte is looked up as a whole: its two values in bf16 are one int32. That takes a twentieth of the time of taking
+    it apart (5,760 x 2,880 in bf16: 0.1 s against 2.1 s on one thread of an EPYC guest that others used too).
+    """
     import torch
 
-    values = torch.tensor((*_VALUES, *(-value for value in _VALUES)))
-    elements = torch.stack((codes & 0xF, codes >> 4), dim=-1).flatten(-2)
-    exponents = scales.int() - SCALE_BIAS
-    return torch.ldexp(values[elements.int()], exponents[..., None]).flatten(-2).to(dtype)
+    positive = torch.tensor(_VALUES, dtype=torch.bfloat16)
+    values, byte = torch.cat((positive, -positive)), torch.arange(256)
+    pairs = torch.stack((values[byte & 0xF], values[byte >> 4]), dim=-1).view(torch.int32).flatten()
+    exact = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    elements = pairs.index_select(0, codes.flatten().int()).view(torch.bfloat16).view(*scales.shape, BLOCK).to(exact)
+    elements *= torch.exp2(scales.float() - SCALE_BIAS).to(exact)[..., None]
+    return elements.flatten(-2).to(dtype)
