@@ -21,6 +21,8 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 # Such as --only expert-kill --repeat 5; see `python -m benchmarks.chaos --help`.
 CHAOS_ARGS ?=
+# Such as --trace requests.csv --start 3600 --shrink 16; see `python -m benchmarks.autoscale --help`.
+AUTOSCALE_ARGS ?=
 
 BIN := $(VENV)/bin
 SERVE := $(VENV)/.stamp-$(EXTRA)
@@ -113,6 +115,10 @@ chaos: develop ## faults under load, each many times at random moments; writes b
 .PHONY: chaos-soak
 chaos-soak: develop ## 200 random joins, leaves, kills and moves under load; writes benchmarks/results/chaos-soak.json (slow)
 	$(BIN)/python -m benchmarks.chaos.soak $(CHAOS_ARGS)
+
+.PHONY: autoscale
+autoscale: develop ## replay a day of two minutes, autoscaled and not; writes benchmarks/results/autoscale.json (Linux, root; 10 minutes)
+	$(BIN)/python -m benchmarks.autoscale $(AUTOSCALE_ARGS)
 
 .PHONY: fuzz
 fuzz: develop ## fuzz the HTTP schema and the UCX port (slow)

@@ -256,15 +256,15 @@ class Scaling:
         return Counts(attention=here.count("attention"), experts=here.count("expert"))
 
     def _unsettled(self) -> list[str]:
-        """Why the cluster is not whole, or is changing."""
+        """Why the cluster is not whole, or is changing. One that is slow is there: more may be just what it needs."""
         view = self._membership.view
-        found = [
-            f"{member.instance} is {member.state}" for member in view.members if member.state in ("joining", "draining")
+        there = {member.instance for member in view.members if member.state != "failed"}
+        placed = view.placement.instances if view.placement is not None else []
+        return [
+            *self._membership.waiting_for,
+            *(f"{m.instance} is {m.state}" for m in view.members if m.state in ("joining", "draining")),
+            *(f"{name} is gone, and others serve its experts" for name in placed if name not in there),
         ]
-        for reason in (*self._membership.degraded, *self._membership.waiting_for):
-            if reason not in found:
-                found.append(reason)
-        return found
 
     def _least_experts(self, view: ClusterView, present: Counts) -> int:
         """Fewest expert instances that hold as many replicas of every expert as there have to be."""

@@ -31,6 +31,8 @@ class Autoscaler:
         self._history = DemandHistory(config.look_back_s)
         self._trials = Trials(config.look_back_s)
         self._present: Counts | None = None
+        #: What was decided last, where that was a change.
+        self._wanted: Counts | None = None
         self._decided_at: float | None = None
         self._learned_at: float | None = None
         self._grown_at = float("-inf")
@@ -76,11 +78,12 @@ class Autoscaler:
 
     def _follow(self, seen: Observation, now: float) -> None:
         """Note changes, whoever made them."""
+        if seen.present == self._wanted and not seen.problems:
+            self._failures, self._retry_at = 0, float("-inf")
         before, self._present = self._present, seen.present
         if before is None or before == seen.present:
             return
-        self._unheeded = self._failures = 0
-        self._retry_at = float("-inf")
+        self._unheeded = 0
         if not before.covers(seen.present):
             self._grown_at = now
 
@@ -187,6 +190,7 @@ class Autoscaler:
             at_present = outlook.predict(seen.present)
             predicted = at_present if wanted == seen.present else outlook.predict(wanted)
         if wanted != seen.present:
+            self._wanted = wanted
             why = wording.sentence(why, wording.expected(predicted, self.config))
         return Decision(
             at=now,

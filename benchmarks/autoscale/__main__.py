@@ -1,0 +1,179 @@
+"""Replay a workload against a local cluster: autoscaled, and with fixed numbers of instances.
+
+    python -m benchmarks.autoscale                        # a synthetic day of two minutes
+    python -m benchmarks.autoscale --trace azure.csv --start 3600 --shrink 16
+
+Every attention and expert instance has a share of a core of its own (a cgroup quota), as if it ran on a device of its
+own: instances of one machine share its cores otherwise, and more of them serve no more. Needs Linux and root for that.
+
+Fixed numbers that are tried: those that the autoscaled run had at most (provisioned for the peak), and some between
+that and one of each. The best of them is the one with the fewest instances that reaches the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from benchmarks.autoscale.quota import QuotaError, Quotas
+from benchmarks.autoscale.runs import Run, run
+from benchmarks.serving.machine import CpuMeter, commit, hardware
+
+from janus.simulation.workloads.spec import workload_of
+from janus.simulation.workloads.workload import Workload
+
+RESULTS = Path(__file__).parents[1] / "results" / "autoscale.json"
+WORKLOAD = "diurnal:3.5,peak=2.5,period=120,prompt=24,output=64,spread=0.3"
+
+
+def workload(given: argparse.Namespace) -> Workload:
+    """Return what is replayed."""
+    if given.trace:
+        whole = workload_of(given.trace, duration_s=0.0)
+        found = whole.between(given.start, given.start + given.seconds * given.speed).faster(given.speed)
+    else:
+        found = workload_of(given.workload, duration_s=given.seconds, seed=given.seed)
+    shrunk = {name: (getattr(found, name) // given.shrink).clip(1, given.longest) for name in ("prompt", "output")}
+    return replace(found, **shrunk)
+
+
+def arguments(given: argparse.Namespace, attention: int, experts: int) -> list[str]:
+    """Return those of ``janus up``."""
+    return [
+        *("--model", given.model, "--port", "0", "--threads", "1", "--log-format", "json"),
+        *("--attention", str(attention), "--experts", str(experts), "--drain-timeout", "60"),
+    ]
+
+
+def autoscaled(given: argparse.Namespace) -> list[str]:
+    """Return those of the autoscaled run."""
+    return [
+        *arguments(given, 1, 1),
+        *("--autoscale", "on", "--slo-tpot", given.slo_tpot, "--slo-percentile", str(given.percentile)),
+        *("--max-attention", str(given.most), "--max-experts", str(given.most)),
+        *("--scale-interval", str(given.interval), "--scale-look-back", str(given.look_back)),
+        *("--scale-headroom", str(given.headroom)),
+    ]
+
+
+def fixed(most: tuple[int, int], tries: int) -> list[tuple[int, int]]:
+    """Return the numbers to try, the peak's first and then fewer, evenly down to one of each."""
+    attention, experts = most
+    found: list[tuple[int, int]] = []
+    for number in range(tries):
+        share = 1 - number / max(1, tries - 1)
+        counts = (1 + round(share * (attention - 1)), 1 + round(share * (experts - 1)))
+        if counts not in found:
+            found.append(counts)
+    return found
+
+
+async def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Run everything; returns what is written."""
+    load = workload(given)
+    slo_s = _seconds(given.slo_tpot)
+    meter = CpuMeter({})
+    print(
+        f"{load.name}: {len(load)} requests in {load.duration_s:g} s, {load.tokens_per_s:.0f} tokens/s", file=sys.stderr
+    )
+    scaled = await run(autoscaled(given), load, slo_tpot_s=slo_s, cores=given.cores)
+    _tell("autoscaled", scaled)
+    static: dict[str, Run] = {}
+    for attention, experts in fixed(scaled.most, given.tries):
+        name = f"{attention}A{experts}E"
+        static[name] = await run(arguments(given, attention, experts), load, slo_tpot_s=slo_s, cores=given.cores)
+        _tell(name, static[name])
+    peak = next(iter(static))
+    good = [name for name, each in static.items() if each.outcome.slo_attainment >= given.target]
+    best = (
+        min(good, key=lambda name: static[name].instance_minutes)
+        if good
+        else max(static, key=lambda name: static[name].outcome.slo_attainment)
+    )
+    runs = {"autoscaled": scaled, "best_static": static[best], "peak_static": static[peak]}
+    return {
+        "client_errors": {name: each.outcome.client_errors for name, each in runs.items()},
+        "slo_attainment": {name: each.outcome.slo_attainment for name, each in runs.items()},
+        "instance_minutes": {name: each.instance_minutes for name, each in runs.items()},
+        "best_static": best,
+        "peak_static": peak,
+        "slo_tpot_s": slo_s,
+        "target": given.target,
+        "devices": Quotas(given.cores).about,
+        "workload": {
+            "name": load.name,
+            "requests": len(load),
+            "seconds": load.duration_s,
+            "mean_rate": round(load.rate, 3),
+            "peak_to_mean_10s": round(load.peak_to_mean(10.0), 2),
+        },
+        "runs": {name: asdict(each) for name, each in {"autoscaled": scaled, **static}.items()},
+        "cores_busy": round(sum(os.getloadavg()[:1]), 2),
+        "wall_s": round(meter.read().wall_s, 1),
+        "command": "python -m benchmarks.autoscale " + " ".join(sys.argv[1:]),
+        "hardware": hardware(os.cpu_count() or 1),
+        "commit": commit(RESULTS.parents[2]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _seconds(text: str) -> float:
+    from janus.config.fields import parse_duration
+
+    return parse_duration(text)
+
+
+def _tell(name: str, done: Run) -> None:
+    outcome = done.outcome
+    print(
+        f"{name}: {outcome.slo_attainment:.1%} within the SLO, {done.instance_minutes:g} instance-minutes, "
+        f"{outcome.client_errors} errors, TPOT {outcome.tpot_s}, TTFT {outcome.ttft_s}, {done.counts}",
+        file=sys.stderr,
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/janus-tiny")
+    parser.add_argument("--trace", default="", help="CSV of arrivals and lengths (Azure LLM inference, BurstGPT)")
+    parser.add_argument("--start", type=float, default=0.0, help="second of the trace at which the slice begins")
+    parser.add_argument("--speed", type=float, default=1.0, help="replay the slice so many times as fast")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the trace's lengths by this")
+    parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt or an answer at most")
+    parser.add_argument("--workload", default=WORKLOAD, help="without a trace: as for janus simulate")
+    parser.add_argument("--seconds", type=float, default=120.0, help="length of what is replayed")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--slo-tpot", default="60ms")
+    parser.add_argument("--percentile", type=float, default=90.0, help="of the SLO, for the autoscaler")
+    parser.add_argument("--target", type=float, default=0.9, help="share within the SLO that fixed numbers must reach")
+    parser.add_argument("--cores", type=float, default=0.15, help="of each attention and expert instance")
+    parser.add_argument("--most", type=int, default=3, help="instances of each role at most")
+    parser.add_argument("--interval", type=float, default=4.0)
+    parser.add_argument("--look-back", type=float, default=12.0)
+    parser.add_argument("--headroom", type=float, default=0.4, help="a day of minutes rises faster than one of hours")
+    parser.add_argument("--tries", type=int, default=3, help="fixed numbers of instances that are tried")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            result = runner.run(measure(given))
+    except QuotaError as error:
+        sys.exit(f"error: {error}; run it as root on a Linux machine with control groups")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=2) + "\n")
+    shown = ("client_errors", "slo_attainment", "instance_minutes", "best_static", "peak_static")
+    print(json.dumps({name: result[name] for name in shown}, indent=2))
+    sys.exit(bool(result["client_errors"]["autoscaled"]))
+
+
+if __name__ == "__main__":
+    main()
