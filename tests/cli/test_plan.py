@@ -9,6 +9,8 @@ import pytest
 from janus.cluster.environment import child_environment, fixed_options
 from janus.cluster.instances import plan_instances, share_threads
 from janus.config import UpOptions
+from janus.config.scaling import ScalingOptions
+from janus.errors import ConfigError
 
 
 def plan(options: UpOptions, **fixed: set[str]) -> dict[str, dict[str, object]]:
@@ -55,6 +57,20 @@ def test_a_monolithic_cluster_has_no_expert_instances() -> None:
     assert list(arguments) == ["controller-0", "gateway-0", "attention-0"]
     assert arguments["controller-0"]["expect_experts"] == 0
     assert arguments["attention-0"]["experts"] == "local"
+
+
+def test_the_controller_is_told_how_to_scale_where_something_does() -> None:
+    scaling = ScalingOptions(autoscale="dry-run", slo_tpot_s=0.15, max_experts=5)
+    arguments = plan(UpOptions(model=Path("/m"), scaling=scaling))["controller-0"]
+    assert arguments["autoscale"] == "dry-run"
+    assert arguments["slo_tpot"] == 0.15
+    assert arguments["max_experts"] == 5
+    assert arguments["scale_interval"] == 60.0
+    assert "scale_command" not in arguments
+    assert "hardware" not in arguments
+    assert "slo_tpot" not in plan(UpOptions(model=Path("/m")))["controller-0"]
+    with pytest.raises(ConfigError, match="--scale-command"):
+        UpOptions(model=Path("/m"), scaling=ScalingOptions(scale_command="scale {attention} {experts}"))
 
 
 def test_what_file_or_environment_set_is_left_to_them() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from janus.cluster.instances import Started
 from janus.cluster.status import problems
-from janus.messages.control import Failure, Heartbeat, Move, StatusReport
+from janus.messages.control import Failure, Heartbeat, Move, ScalingStatus, StatusReport
 from janus_cli.placement_lines import placement_lines
+from janus_cli.scaling_lines import scaling_lines
 from tests.cli.cluster_fakes import report_of
 
 EXPERT = Started(role="expert", name="expert-0", pid=1, port=2, ops_port=3, log=Path("/l"))
@@ -88,3 +89,24 @@ def test_what_is_degraded_is_a_problem_and_nothing_is_said_twice() -> None:
     view = msgspec.structs.replace(report().view, missing=["expert-1"])
     reasons = ["expert-1 has not registered", "expert-1 is gone, and others serve its experts"]
     assert problems(report(view=view, degraded=reasons)) == reasons
+
+
+def test_the_autoscaler_says_what_it_decided_last_and_what_went_wrong() -> None:
+    assert list(scaling_lines(ScalingStatus(mode="on"))) == ["autoscaler: has not decided yet"]
+    scaling = ScalingStatus(
+        mode="dry-run",
+        present="1A1E",
+        wanted="2A1E",
+        reason="queue",
+        why="3 streams wait [at 2 requests/s]",
+        age_s=4.4,
+        operation="scaling 1A1E -> 2A1E",
+        problem="no memory",
+    )
+    assert list(scaling_lines(scaling)) == [
+        "autoscaler (dry run): 1A1E -> 2A1E, 4 s ago (queue): 3 streams wait \\[at 2 requests/s]",
+        "autoscaler (dry run): scaling 1A1E -> 2A1E now",
+        "[yellow]![/yellow] autoscaler (dry run): the last operation failed: no memory",
+    ]
+    steady = ScalingStatus(mode="on", present="1A1E", wanted="1A1E", reason="steady", why="all is well", age_s=60.0)
+    assert list(scaling_lines(steady)) == ["autoscaler: 1A1E, 60 s ago (steady): all is well"]

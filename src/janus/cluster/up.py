@@ -74,9 +74,8 @@ async def run_up(
         if "state_dir" not in fixed["controller"]:
             kept = str(directory.path)
             specs = [spec.having(state_dir=kept) if spec.role == "controller" else spec for spec in specs]
-        if options.scaling.autoscale == "on":
-            control = str(directory.control_socket)
-            specs = [spec.having(control_socket=control) if spec.role == "controller" else spec for spec in specs]
+        control = str(directory.control_socket)
+        specs = [spec.having(control_socket=control) if spec.role == "controller" else spec for spec in specs]
         secret_file = directory.write_secret(secret)
         async with launcher_type(
             log_dir=directory.path,
