@@ -37,6 +37,8 @@ struct LatentLayer {
 namespace {
 
 constexpr int32_t kQueryRows = 8;  // query rows that share one walk over the context
+// Heads that share one pass over the values: with 4 it takes three quarters of the time that it takes with 2.
+constexpr int kHeads = kJoint > 1 ? 4 : 1;
 constexpr long kStates = 32;       // rows times heads of one task, whose sums stay in L2
 
 template <typename T>
@@ -126,7 +128,7 @@ void run(const LatentShape& shape, const LatentLayer& layer, const AttentionStep
                                              return x.rows < y.rows;
                                            })->rows;
   const long count = long(items.size()), fair = ceil_div(heads * count, 4L * pool.threads());
-  const long group = std::max(1L, std::min({heads, kStates / most, std::max(fair, long(kJoint))}));
+  const long group = std::max(1L, std::min({heads, kStates / most, std::max(fair, long(kHeads))}));
   const long split = ceil_div(heads, group);
   const T* latents = static_cast<const T*>(layer.latents);
   auto attention = [&](long task) {
@@ -137,7 +139,7 @@ void run(const LatentShape& shape, const LatentLayer& layer, const AttentionStep
                                   rank};
     const Queries<T> rows{queries + (item.row * heads + head) * latent, attended + (item.row * heads + head) * rank,
                           heads * latent, heads * rank, item.rows, std::min(group, heads - head), nullptr};
-    attend<T, 0>(context, rows, item.visible, 0, 0, float(shape.scale));
+    attend<T, 0, kHeads>(context, rows, item.visible, 0, 0, float(shape.scale));
   };
 
   const long down_panels = ceil_div(value, kPanel), down_size = down_panels * panel_size<T>(rank);

@@ -165,19 +165,19 @@ inline void attend_tile(const PagedContext<T>& context, const T* q, const long* 
 }
 
 // All query heads of one key head, several at a time; how many go together does not change their numbers.
-template <typename T, int D>
+template <typename T, int D, int J>
 void attend_group(const PagedContext<T>& context, const T* q, const long* offset, long from, long n, float scale,
                   long group, float* state, long width) {
   const long size = D ? D : context.head_dim;
   long j = 0;
-  for (; j + kJoint <= group; j += kJoint)
-    attend_tile<T, D, kJoint>(context, q + j * size, offset, from, n, scale, state + j * width, width);
+  for (; j + J <= group; j += J)
+    attend_tile<T, D, J>(context, q + j * size, offset, from, n, scale, state + j * width, width);
   for (; j < group; ++j) attend_tile<T, D, 1>(context, q + j * size, offset, from, n, scale, state + j * width, width);
 }
 
 // Attention of consecutive query rows and the query heads of key head `head`. Row r sees the first `visible + r` tokens,
-// or the last `window` of them (0 = all). D as for attend_tile.
-template <typename T, int D>
+// or the last `window` of them (0 = all). D as for attend_tile; J heads go together.
+template <typename T, int D, int J = kJoint>
 void attend(const PagedContext<T>& context, const Queries<T>& queries, long visible, long window, long head,
             float scale) {
   const long size = context.head_dim, value_dim = context.value_dim, width = value_dim + 2;
@@ -207,7 +207,7 @@ void attend(const PagedContext<T>& context, const Queries<T>& queries, long visi
     for (long r = 0; r < rows; ++r) {
       const long n = std::min<long>(kTile, visible + r - start), from = std::max(0L, unseen(r) - start);
       if (n <= from) continue;
-      attend_group<T, D>(context, queries.q + r * queries.q_stride, offset, from, n, scale, group,
+      attend_group<T, D, J>(context, queries.q + r * queries.q_stride, offset, from, n, scale, group,
                          memory.data() + r * group * width, width);
     }
   }

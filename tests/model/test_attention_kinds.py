@@ -298,6 +298,17 @@ def test_bits_do_not_depend_on_how_a_prompt_is_cut(bf16_layers: list[Layer], cou
         assert torch.equal(layer.whole(rows, cut, sequence=1), layer.whole(rows, [count]))
 
 
+@pytest.mark.parametrize("kind", ["grouped", "latent"])
+def test_bf16_kernels_are_as_near_as_torch(kind: str) -> None:
+    """To what f32 gives on the same bf16 weights and activations."""
+    make, rows = {"grouped": grouped, "latent": latent}[kind], activations(120, torch.bfloat16)
+    exact = make(torch.bfloat16)
+    layers = [Layer(exact, kernels=kernels) for kernels in (True, False)]
+    want = {"grouped": direct_grouped, "latent": direct_latent}[kind](exact, layers[0].rope, rows)
+    ours, theirs = (float((layer.whole(rows, [50, 1, 7]).double() - want).abs().mean()) for layer in layers)
+    assert ours <= 1.1 * theirs < 0.1
+
+
 def test_expanded_and_absorbed_prompts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = activations(100)
     layer = Layer(latent(), kernels=False)

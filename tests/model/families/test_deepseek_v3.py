@@ -17,6 +17,7 @@ from transformers import DeepseekV3Config
 
 from janus.core.planning.catalog import sizes_of
 from janus.errors import CheckpointError
+from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.families import FAMILIES
@@ -125,6 +126,11 @@ def test_a_role_reads_its_own_fp8_bytes_alone(fp8_model: Path) -> None:
     checkpoint.read_expert(1, 3, torch.bfloat16)
     scales = 2 * -(-width // 9) * -(-hidden // 14) + -(-hidden // 9) * -(-width // 14)
     assert checkpoint.bytes_read == 3 * hidden * width + 4 * scales
+
+    whole = Checkpoint.open(fp8_model)
+    AttentionModel.load(whole, whole.config, torch.float32)
+    stored = tensors_of(fp8_model)
+    assert whole.bytes_read == sum(each.nbytes for name, each in stored.items() if ".mlp.experts." not in name)
 
 
 SCALES = "model.layers.0.self_attn.kv_b_proj.weight_scale_inv"
