@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import structlog
 import typer.testing
 
 from janus.config.cli import options_command
@@ -18,11 +20,20 @@ from janus.core.planning.routing import synthetic_routing
 from janus.core.trace import Trace
 from janus.errors import ConfigError
 from janus.simulation.workloads import Workload
-from janus_cli.plan import LoadOptions, PlanOptions, RoutingOptions, SpaceOptions, plan, seconds
+from janus_cli.plan import plan, seconds
+from janus_cli.plan_options import LoadOptions, PlanOptions, RoutingOptions, SpaceOptions
 from janus_cli.plan_traffic import traffic_of
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = SpaceOptions(max_attention=6, max_experts=10, micro_batches="1")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """The command sends logs to stderr; other tests of this process have their own wishes."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def options(**more: Any) -> PlanOptions:
@@ -87,6 +98,15 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.shape(table["mean"]) == (len(table["instances"]), len(table["batches"]))
 
 
+def test_what_is_logged_meanwhile_is_not_among_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    plan(options(load=LoadOptions(batch=64.0), json=True))
+    capsys.readouterr()
+    structlog.get_logger().info("kernels_built")
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "kernels_built" in streams.err
+
+
 def test_what_cannot_be_names_the_constraint_and_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(options(slo_tpot="20ms")) == 1
     text = capsys.readouterr().out
@@ -147,7 +167,7 @@ def test_a_model_can_be_a_config_and_a_profile_a_file(tmp_path: Path, capsys: py
 
 def test_a_traces_routing_is_planned_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def traced(popularity: float) -> float:
-        ids = synthetic_routing(160, 6, 400, layers=2, popularity=popularity)
+        ids = synthetic_routing(160, 6, 400, layers=59, popularity=popularity)
         file = tmp_path / f"{popularity}.safetensors"
         trace = Trace(fingerprint="f", num_experts=160, expert_ids=ids, weights=np.ones(400), saved_at=0.0)
         file.write_bytes(trace.to_bytes())
@@ -158,8 +178,18 @@ def test_a_traces_routing_is_planned_with(tmp_path: Path, capsys: pytest.Capture
 
     # Fewer experts are active where a few are popular.
     assert traced(1.5) < traced(0.0)
+    few = Trace(
+        fingerprint="f",
+        num_experts=160,
+        expert_ids=synthetic_routing(160, 6, 10, layers=59),
+        weights=np.ones(10),
+        saved_at=0.0,
+    )
+    (tmp_path / "few").write_bytes(few.to_bytes())
+    with pytest.raises(ConfigError, match=r"--trace.*has 10 tokens; give one with 64 or more"):
+        plan(options(routing=RoutingOptions(trace=tmp_path / "few")))
     wrong = RoutingOptions(trace=tmp_path / "0.0.safetensors")
-    with pytest.raises(ConfigError, match=r"--trace.*Qwen3-30B-A3B has 128, 8 per token"):
+    with pytest.raises(ConfigError, match=r"--trace.*Qwen3-30B-A3B has 48 MoE layers of 128 experts, 8"):
         plan(options(model="Qwen3-30B-A3B", routing=wrong))
 
 

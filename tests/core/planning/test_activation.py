@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from janus.core.placing import POLICIES
 from janus.core.placing.contract import Held, PlacingRequest
 from janus.core.placing.objective import a_max_bound, estimate_a_max
-from janus.core.planning.activation import AMaxTable, certain_bound, estimate, instance_grid
+from janus.core.planning.activation import AMaxTable, by_weight, estimate, instance_grid
+from janus.core.planning.bounds import certain_bound
 from janus.core.planning.routing import synthetic_routing
 from janus.core.scheduling import SCHEDULERS, Assignment
 from janus.errors import ConfigError
@@ -184,6 +185,13 @@ def test_experts_that_go_together_break_the_papers_bound_and_not_the_certain_one
     assert mean == 4
     assert a_max_bound(placed, ids, batch=1)[0] < mean
     assert certain_bound(placed, ids, batch=1)[0] >= mean
+
+
+def test_tokens_come_as_often_as_their_weights_say() -> None:
+    ids = np.arange(8).reshape(1, 4, 2)
+    assert np.array_equal(by_weight(ids, np.ones(4)), ids)
+    assert by_weight(ids, np.array([2.0, 1.0, 0.4, 0.6]))[0, :, 0].tolist() == [0, 0, 2, 6]
+    assert by_weight(ids[:, :0], np.ones(0)).shape == (1, 0, 2)
 
 
 def test_what_cannot_be_estimated_is_named() -> None:
