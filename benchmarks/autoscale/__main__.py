@@ -1,10 +1,13 @@
 """Replay a workload against a local cluster: autoscaled, and with fixed numbers of instances.
 
-    python -m benchmarks.autoscale                        # a synthetic day of two minutes
+    python -m benchmarks.autoscale                        # a day of two minutes, made up
     python -m benchmarks.autoscale --trace azure.csv --start 3600 --shrink 16
 
 Every attention and expert instance has a share of a core of its own (a cgroup quota), as if it ran on a device of its
 own: instances of one machine share its cores otherwise, and more of them serve no more. Needs Linux and root for that.
+
+First it is measured what one instance of each role gives few and many streams. The SLO is what it gives 16, and the day
+that is made up has twice the load at its peak that one of each bears within it; both can be given instead.
 
 Fixed numbers that are tried: those that the autoscaled run had at most (provisioned for the peak), and some between
 that and one of each. The best of them is the one with the fewest instances that reaches the target.
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from benchmarks.autoscale.calibration import calibrate
 from benchmarks.autoscale.quota import QuotaError, Quotas
 from benchmarks.autoscale.runs import Run, run
 from benchmarks.serving.machine import CpuMeter, commit, hardware
@@ -31,16 +35,19 @@ from janus.simulation.workloads.spec import workload_of
 from janus.simulation.workloads.workload import Workload
 
 RESULTS = Path(__file__).parents[1] / "results" / "autoscale.json"
-WORKLOAD = "diurnal:3.5,peak=2.5,period=120,prompt=24,output=64,spread=0.3"
+#: Of the day that is made up: the peak over the mean, and the mean tokens of prompts and answers.
+PEAK, PROMPT, OUTPUT = 2.5, 24, 64
 
 
-def workload(given: argparse.Namespace) -> Workload:
-    """Return what is replayed."""
+def workload(given: argparse.Namespace, rate: float) -> Workload:
+    """Return what is replayed; ``rate``: requests per second that one of each bears."""
     if given.trace:
         whole = workload_of(given.trace, duration_s=0.0)
         found = whole.between(given.start, given.start + given.seconds * given.speed).faster(given.speed)
     else:
-        found = workload_of(given.workload, duration_s=given.seconds, seed=given.seed)
+        mean = given.peak * rate / PEAK
+        day = f"diurnal:{mean:.3f},peak={PEAK},period={given.seconds},prompt={PROMPT},output={OUTPUT},spread=0.3"
+        found = workload_of(given.workload or day, duration_s=given.seconds, seed=given.seed)
     shrunk = {name: (getattr(found, name) // given.shrink).clip(1, given.longest) for name in ("prompt", "output")}
     return replace(found, **shrunk)
 
@@ -53,11 +60,11 @@ def arguments(given: argparse.Namespace, attention: int, experts: int) -> list[s
     ]
 
 
-def autoscaled(given: argparse.Namespace) -> list[str]:
+def autoscaled(given: argparse.Namespace, slo_s: float) -> list[str]:
     """Return those of the autoscaled run."""
     return [
         *arguments(given, 1, 1),
-        *("--autoscale", "on", "--slo-tpot", given.slo_tpot, "--slo-percentile", str(given.percentile)),
+        *("--autoscale", "on", "--slo-tpot", str(slo_s), "--slo-percentile", str(given.percentile)),
         *("--max-attention", str(given.most), "--max-experts", str(given.most)),
         *("--scale-interval", str(given.interval), "--scale-look-back", str(given.look_back)),
         *("--scale-headroom", str(given.headroom)),
@@ -78,13 +85,15 @@ def fixed(most: tuple[int, int], tries: int) -> list[tuple[int, int]]:
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run everything; returns what is written."""
-    load = workload(given)
-    slo_s = _seconds(given.slo_tpot)
     meter = CpuMeter({})
+    known = await calibrate(arguments(given, 1, 1), cores=given.cores, prompt=PROMPT, output=OUTPUT)
+    print(f"one of each: {known}", file=sys.stderr)
+    slo_s = _seconds(given.slo_tpot) if given.slo_tpot else round(known.tpot_s(known.middle), 3)
+    load = workload(given, known.rate(slo_s, OUTPUT))
     print(
         f"{load.name}: {len(load)} requests in {load.duration_s:g} s, {load.tokens_per_s:.0f} tokens/s", file=sys.stderr
     )
-    scaled = await run(autoscaled(given), load, slo_tpot_s=slo_s, cores=given.cores)
+    scaled = await run(autoscaled(given, slo_s), load, slo_tpot_s=slo_s, cores=given.cores)
     _tell("autoscaled", scaled)
     static: dict[str, Run] = {}
     for attention, experts in fixed(scaled.most, given.tries):
@@ -107,6 +116,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         "peak_static": peak,
         "slo_tpot_s": slo_s,
         "target": given.target,
+        "one_of_each": asdict(known),
         "devices": Quotas(given.cores).about,
         "workload": {
             "name": load.name,
@@ -149,10 +159,11 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=1.0, help="replay the slice so many times as fast")
     parser.add_argument("--shrink", type=int, default=1, help="divide the trace's lengths by this")
     parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt or an answer at most")
-    parser.add_argument("--workload", default=WORKLOAD, help="without a trace: as for janus simulate")
-    parser.add_argument("--seconds", type=float, default=120.0, help="length of what is replayed")
+    parser.add_argument("--workload", default="", help="without a trace: as for janus simulate (default: a day)")
+    parser.add_argument("--peak", type=float, default=2.0, help="of the day, over what one of each bears")
+    parser.add_argument("--seconds", type=float, default=110.0, help="length of what is replayed")
     parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--slo-tpot", default="60ms")
+    parser.add_argument("--slo-tpot", default="", help="default: what one of each gives 16 streams")
     parser.add_argument("--percentile", type=float, default=90.0, help="of the SLO, for the autoscaler")
     parser.add_argument("--target", type=float, default=0.9, help="share within the SLO that fixed numbers must reach")
     parser.add_argument("--cores", type=float, default=0.15, help="of each attention and expert instance")

@@ -91,7 +91,7 @@ async def run(
 ) -> Run:
     """Start a cluster with ``arguments`` of ``janus up``, replay the workload on it, stop it."""
     with Quotas(cores) as quotas:
-        async with _cluster(arguments) as (url, directory, state):
+        async with cluster(arguments) as (url, directory, state):
             watch = Watch(directory, quotas)
             watch.look()
             watching = asyncio.create_task(watch.run(), name="watch")
@@ -112,12 +112,13 @@ async def run(
 
 
 @contextlib.asynccontextmanager
-async def _cluster(arguments: Sequence[str]) -> AsyncIterator[tuple[str, RunDirectory, ClusterState]]:
+async def cluster(arguments: Sequence[str]) -> AsyncIterator[tuple[str, RunDirectory, ClusterState]]:
+    """Run a cluster in a run directory of its own; yields its URL, the directory and its state."""
     with tempfile.TemporaryDirectory(prefix="janus-autoscale-") as runtime:
         environment = {**_ENVIRONMENT, "XDG_RUNTIME_DIR": runtime}
-        async with running_cluster(arguments, environment=environment) as cluster:
+        async with running_cluster(arguments, environment=environment) as running:
             directory = RunDirectory("default", environ={**os.environ, **environment})
-            yield cluster.url, directory, directory.read()
+            yield running.url, directory, directory.read()
 
 
 async def _decisions(state: ClusterState, began: float) -> list[dict[str, Any]]:
