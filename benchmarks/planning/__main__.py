@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "hardware": hardware(os.cpu_count() or 1),
     }
     given.output.write_text(as_json(result))
-    text = _report(result)
+    text = report(result)
     print(text)
     if given.output == _RESULT:
         write_into(_DOCUMENT, text, result="planning.json")
@@ -126,7 +126,8 @@ def _least(run: Callable[[], Any], *, times: int) -> float:
     return min(took)
 
 
-def _report(result: dict[str, Any]) -> str:
+def report(result: dict[str, Any]) -> str:
+    """Return the tables of docs/planning.md."""
     searches = [["search over (n_a, n_e) up to 64 x 64", "points", "CPU ms"]]
     searches += [[each["what"], str(each["points"]), f"{each['ms']:g}"] for each in result["searches"]]
     tables = [["a_max table, placed by", "instances x batches", "CPU s", "standard error at most"]]
