@@ -41,9 +41,9 @@ def _layer_time(data: Mapping[str, Any]) -> str:
         Line(name=name, colour=colour, points=[(each["batch"], each[key]) for each in data["points"]])
         for name, key, colour in (("attention", "attention_us", _BLUE), ("experts", "experts_us", _RED))
     ]
-    panel = Panel(title=f"one attention instance, {data['experts']} expert instances", lines=lines)
+    panel = Panel(title=f"{data['model']}, 1A{data['experts']}E", lines=lines)
     return chart(
-        "Figure 1, simulated: DeepSeek-V2's layer",
+        "Figure 1, simulated: layer time",
         [panel],
         x_label="tokens in the batch",
         y_label="microseconds",
@@ -89,8 +89,8 @@ def _choices(data: Mapping[str, Any]) -> str:
         for (batch, chosen), colour in zip(data["choices"].items(), _CYCLE, strict=False)
     ]
     return chart(
-        "Figure 9, simulated: DeepSeek-V2, the choice by objective",
-        [Panel(title="fewest GPUs", lines=lines)],
+        "Figure 9, simulated: the choice",
+        [Panel(title="DeepSeek-V2, fewest GPUs", lines=lines)],
         x_label="TPOT objective, ms",
         y_label="tokens/s per GPU",
         x_log=False,

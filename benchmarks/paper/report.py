@@ -40,10 +40,10 @@ def tables(result: Result) -> str:
 
 
 def _head(result: Result) -> str:
-    hardware, seconds = result["hardware"], result["seconds"]
+    hardware, seconds = result["hardware"], result["cpu_seconds"]
     return (
-        f"Simulated {result['date']} at commit `{result['commit']}` with `{result['command']}` in {seconds:.0f} s on "
-        f"{hardware['cpu']}, {hardware['cores']} cores. All but what is called measured or counted follows from the "
+        f"Simulated {result['date']} at commit `{result['commit']}` with `{result['command']}`, {seconds:.0f} s on one "
+        f"core of {hardware['cpu']}. All but what is called measured or counted follows from the "
         "cost model below."
     )
 
@@ -190,17 +190,16 @@ def _best(data: Result) -> str:
 def _hours(data: Result) -> str:
     worlds = [name for name, each in data.items() if isinstance(each, dict)]
     systems = list(dict.fromkeys(system for name in worlds for system in data[name]["gpu_hours"]))
-    rows = [["GPU-hours", *systems]]
+    rows = [["GPU-hours (Janus's against them)", *systems]]
     for name in worlds:
         hours, served = data[name]["gpu_hours"], data[name]["within"]
-        rows.append([name, *(_hours_cell(hours.get(system), served.get(system)) for system in systems)])
+        cells = []
+        for system in systems:
+            words = [f"{hours['janus'] / hours[system] - 1:+.0%}"] if system != "janus" else []
+            words += [f"serves {served[system]:.0%}"] if served[system] < 1 else []
+            cells.append(f"{hours[system]:,.0f}" + (f" ({', '.join(words)})" if words else ""))
+        rows.append([name, *cells])
     return table(rows)
-
-
-def _hours_cell(hours: float | None, served: float | None) -> str:
-    if hours is None:
-        return "-"
-    return f"{hours:,.0f}" if served == 1 else f"{hours:,.0f} (serves {served:.0%})"
 
 
 def _beyond(data: Result) -> str:

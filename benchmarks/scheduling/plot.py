@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _GAP = 250, 230, 62, 58, 84, 44
+_LEGEND_ROW = 20
 _FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 _INK, _FAINT, _GRID = "#222222", "#666666", "#e6e6e6"
 
@@ -41,8 +42,9 @@ def chart(
     ys = [y for _, y in points]
     scale = _Scale(xs[0], xs[-1], *_range(ys, y_log), y_log=y_log, x_log=x_log)
     width = _LEFT + len(panels) * (_WIDTH + _GAP) - _GAP + 20
-    height = _TOP + _HEIGHT + _BOTTOM
     names = {line.name: line for panel in panels for line in panel.lines}
+    legend = _legend_rows(list(names.values()), width)
+    height = _TOP + _HEIGHT + _BOTTOM + (len(legend) - 1) * _LEGEND_ROW
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' "
         f"role='img' {_FONT}>",
@@ -58,7 +60,8 @@ def chart(
         parts += _axes(panel, scale, xs, labelled=index == 0)
         parts += [_path(line, scale) for line in panel.lines]
         parts.append("</g>")
-    parts += _legend(list(names.values()), width, height - 18)
+    for row, lines in enumerate(reversed(legend)):
+        parts += _legend(lines, width, height - 18 - row * _LEGEND_ROW)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -138,8 +141,22 @@ def _path(line: Line, scale: _Scale) -> str:
     return "\n".join([path, *dots])
 
 
+def _legend_rows(lines: Sequence[Line], width: float) -> list[list[Line]]:
+    """Break the legend where a row is full."""
+    rows: list[list[Line]] = [[]]
+    for line in lines:
+        if rows[-1] and sum(map(_length, rows[-1])) + _length(line) > width:
+            rows.append([])
+        rows[-1].append(line)
+    return rows
+
+
+def _length(line: Line) -> int:
+    return 44 + 7 * len(line.name)
+
+
 def _legend(lines: Sequence[Line], width: float, y: float) -> list[str]:
-    lengths = [44 + 7 * len(line.name) for line in lines]
+    lengths = [_length(line) for line in lines]
     x = (width - sum(lengths)) / 2
     parts = []
     for line, length in zip(lines, lengths, strict=True):
