@@ -66,6 +66,10 @@ format: develop ## format the code and fix what can be fixed
 bench: develop ## measure serving; writes benchmarks/results/serving.json
 	$(BIN)/python -m benchmarks.serving
 
+.PHONY: bench-models
+bench-models: develop ## measure every model family beside transformers; writes benchmarks/results/models.json
+	$(BIN)/python -m benchmarks.serving.families
+
 .PHONY: bench-scheduling
 bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/scheduling.json
 	$(BIN)/python -m benchmarks.scheduling

@@ -40,7 +40,7 @@ def qwen3moe_tiny() -> BenchCheckpoint:
         part = path.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         write_random_model(part, config, std=0.04)
-        _write_tokenizer(part, config.vocab_size)
+        write_tokenizer(part, config.vocab_size)
         part.rename(path)
     return BenchCheckpoint(name="qwen3moe-tiny", path=path, vocab_size=config.vocab_size)
 
@@ -48,7 +48,7 @@ def qwen3moe_tiny() -> BenchCheckpoint:
 CHECKPOINTS = {"qwen3moe-tiny": qwen3moe_tiny, "janus-tiny": bundled}
 
 
-def _write_tokenizer(directory: Path, vocab_size: int) -> None:
+def write_tokenizer(directory: Path, vocab_size: int) -> None:
     """Write a tokenizer in which every id has text, so that every token is an event on every engine's stream."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
