@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from janus.config.fields import check_ranges, option
 from janus.config.options import DType
@@ -15,7 +15,7 @@ from janus_cli.plan import RoutingOptions, a_max_table, model_sizes, seconds
 
 if TYPE_CHECKING:
     from janus.core.batcher_config import BatcherConfig
-    from janus.core.planning.hardware import HardwareProfile
+    from janus.core.planning.hardware import Device
     from janus.core.planning.sizes import ModelSizes
     from janus.simulation.config import ClusterConfig
     from janus.simulation.scaler import Scaler
@@ -72,6 +72,13 @@ class WorkloadOptions:
 class ClusterOptions:
     """What it runs on."""
 
+    system: Literal["janus", "monolithic", "megascale", "xdeepserve"] = option(
+        "janus",
+        help="Whose decisions: Janus's, or others' as the paper models them. monolithic: every device has both roles, "
+        "and there are --attention times --tensor-parallel of them; eplb places, tokens are balanced. megascale: eplb, "
+        "random replicas, direct exchange. xdeepserve: eplb, balanced tokens, direct exchange.",
+        panel=_CLUSTER,
+    )
     attention: int = option(1, help="Attention instances at the start.", unit="instances", minimum=1, panel=_CLUSTER)
     experts: int = option(
         0,
@@ -189,6 +196,8 @@ class SimulateOptions:
     def __post_init__(self) -> None:
         if self.scaling.autoscale and not self.slo_tpot:
             raise ConfigError("--autoscale", "there is no SLO to scale by", "give --slo-tpot")
+        if self.scaling.autoscale and self.cluster.system == "monolithic":
+            raise ConfigError("--autoscale", "whole models have no pools to scale", "leave it out, or take janus")
 
 
 def simulate(options: SimulateOptions) -> int:
@@ -233,48 +242,57 @@ def cluster_of(options: SimulateOptions) -> ClusterConfig:
         ConfigError: it cannot hold the model, or an option names what there is not.
     """
     from janus.core.admission import AdmissionConfig
+    from janus.core.exchange_routes import MODES
+    from janus.core.planning.baselines import BASELINES
     from janus.core.planning.memory import least_experts, most_slots
     from janus.profiles import load_profile
     from janus.simulation.config import ClusterConfig
 
     model, profile = model_sizes(options.model, options.dtype), load_profile(options.hardware)
-    chosen, limits = options.cluster, options.limits
-    expert_device = profile.device(chosen.expert_device or None)
-    slots = chosen.slots or most_slots(model, expert_device)
+    chosen, limits, routing = options.cluster, options.limits, options.routing
+    system = BASELINES.get(chosen.system)
+    if system is not None:
+        routing = replace(routing, placement=system.placement, scheduler=system.scheduler)
+    colocated = chosen.system == "monolithic"
+    attention_device = profile.device(chosen.attention_device or None)
+    expert_device = attention_device if colocated else profile.device(chosen.expert_device or None)
+    experts = chosen.attention * chosen.tensor_parallel if colocated else chosen.experts
+    slots = chosen.slots or (-(-model.experts // experts) if colocated else most_slots(model, expert_device))
     if slots < 1:
         raise ConfigError(
             "--hardware",
             f"no expert of each layer of {model.name} fits on {expert_device.name}",
             "take a larger device",
         )
-    experts = chosen.experts or least_experts(model, slots)
-    # The controller uses no more replicas than there are experts.
+    experts = experts or least_experts(model, slots)
     most = max(experts, options.scaling.max_experts if options.scaling.autoscale else 0)
-    batcher = _batcher(options, model, profile)
     in_flight = limits.max_queue or 4 * chosen.attention * limits.max_running
+    beside = slots * model.moe_layers * model.expert_bytes if colocated else 0.0
     return ClusterConfig(
         model=model,
         profile=profile,
-        a_max=a_max_table(options.routing, model, slots, most),
+        a_max=a_max_table(routing, model, slots, most),
         attention=chosen.attention,
         experts=experts,
         slots=slots,
-        batcher=batcher,
+        batcher=_batcher(options, model, attention_device, beside),
         admission=AdmissionConfig(max_requests=in_flight, max_tokens=in_flight * limits.max_model_len),
-        attention_device=profile.device(chosen.attention_device or None),
+        attention_device=attention_device,
         expert_device=expert_device,
         tensor_parallel=chosen.tensor_parallel,
         micro_batches=chosen.micro_batches,
+        colocated=colocated,
+        modes=MODES if system is None else system.modes,
         start_s=chosen.start_after_s,
     )
 
 
-def _batcher(options: SimulateOptions, model: ModelSizes, profile: HardwareProfile) -> BatcherConfig:
+def _batcher(options: SimulateOptions, model: ModelSizes, device: Device, beside: float) -> BatcherConfig:
+    """Limits of an attention instance on ``device``, which has ``beside`` bytes of experts too."""
     from janus.core.batcher_config import BatcherConfig
     from janus.core.planning.memory import attention_memory, kv_bytes_per_stream
 
     chosen, limits = options.cluster, options.limits
-    device = profile.device(chosen.attention_device or None)
     empty = attention_memory(
         model,
         device,
@@ -284,12 +302,12 @@ def _batcher(options: SimulateOptions, model: ModelSizes, profile: HardwareProfi
         rows=limits.token_budget,
     )
     per_block = limits.block_size * kv_bytes_per_stream(model, 1.0, chosen.tensor_parallel)
-    blocks = limits.kv_blocks or int((empty.usable - empty.total) // per_block)
+    blocks = limits.kv_blocks or int((empty.usable - empty.total - beside) // per_block)
     if blocks < 1:
         raise ConfigError(
             "--hardware",
-            f"the attention side of {model.name} leaves no room for a KV cache on {device.name}",
-            "take a larger device, or more with --tensor-parallel",
+            f"the weights of {model.name} leave no room for a KV cache on {device.name}",
+            "take a larger device, more of them, or a larger --tensor-parallel",
         )
     longest = -(-limits.max_model_len // limits.block_size)
     return BatcherConfig(

@@ -96,3 +96,21 @@ def test_the_autoscaler_can_be_let_loose(tmp_path: Path) -> None:
 def test_what_cannot_be_simulated_is_named(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         simulate(options(**change))
+
+
+def test_other_systems_run_on_the_same_devices(tmp_path: Path) -> None:
+    load = WorkloadOptions(workload="constant:2,prompt=64,output=64,spread=0", duration_s=30)
+    clusters = {
+        "janus": ClusterOptions(attention=2, experts=6),
+        "megascale": ClusterOptions(system="megascale", attention=2, experts=6),
+        "xdeepserve": ClusterOptions(system="xdeepserve", attention=4, experts=8),
+        "monolithic": ClusterOptions(system="monolithic", attention=1, tensor_parallel=8),
+    }
+    hours = {}
+    for name, chosen in clusters.items():
+        report = run(tmp_path, load=load, cluster=chosen)
+        assert report["outcomes"] == {"finished": 60}
+        hours[name] = round(3600 * sum(report["device_hours"].values()) / 30)
+    assert hours == {"janus": 8, "megascale": 8, "xdeepserve": 12, "monolithic": 8}
+    with pytest.raises(ConfigError, match="no pools to scale"):
+        options(slo_tpot="1s", cluster=clusters["monolithic"], scaling=AutoscaleOptions(autoscale=True))

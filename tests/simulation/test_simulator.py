@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +86,34 @@ def test_the_same_comes_out_again() -> None:
     first, again = (run(config, workload, seed=7, faults=faults) for _ in range(2))
     assert first.as_json() == again.as_json()
     assert run(config, workload, seed=8, faults=faults).faults != first.faults
+
+
+def test_another_process_gives_the_same() -> None:
+    """Hashes of strings differ between processes, and must not matter."""
+    code = (
+        "from janus.simulation.config import Fault\n"
+        "from janus.simulation.simulator import Simulation\n"
+        "from janus.simulation.workloads import Lengths, poisson\n"
+        "from tests.simulation.clusters import cluster\n"
+        "faults = [Fault(at_s=2, target='attention'), Fault(at_s=3, target='expert')]\n"
+        "workload = poisson(40, 5, lengths=Lengths(prompt=40, output=30), seed=5)\n"
+        "print(Simulation(cluster(4), workload, faults=faults).run().as_json())"
+    )
+    root = Path(__file__).parents[2]
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(answers) == 1
+    assert "finished" in answers.pop()
 
 
 def test_littles_law_holds_in_a_long_run() -> None:

@@ -31,6 +31,8 @@ class ClusterConfig:
     expert_device: Device | None = None
     tensor_parallel: int = 1
     micro_batches: int = 1
+    #: Both roles are on the same devices, ``experts`` of them, as in monolithic systems.
+    colocated: bool = False
     #: Ways to exchange that the cluster has.
     modes: tuple[Mode, ...] = MODES
     #: ``janus.core.placing.POLICIES``.
@@ -52,6 +54,12 @@ class ClusterConfig:
         for name in ("attention", "experts", "slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"is {getattr(self, name)}", "give at least 1")
+        if self.colocated and self.attention * self.tensor_parallel != self.experts:
+            raise ConfigError(
+                "attention",
+                f"{self.attention} instances of {self.tensor_parallel} devices are not the experts' {self.experts}",
+                "give as many devices to both roles",
+            )
         if self.experts * self.slots < self.model.experts:
             needed = -(-self.model.experts // self.slots)
             raise ConfigError(
@@ -69,6 +77,7 @@ class ClusterConfig:
             expert_device=self.expert_device or self.profile.device(),
             tensor_parallel=self.tensor_parallel,
             micro_batches=self.micro_batches,
+            colocated=self.colocated,
         )
 
 

@@ -169,12 +169,12 @@ class ControlPlane:
         return Counts(attention=ready, experts=self._experts_serving())
 
     def device_s(self) -> dict[str, float]:
-        """Return device-seconds so far, by role, from launch to end."""
+        """Return device-seconds so far, by role, from launch to end; those of whole models as attention's."""
         seconds = dict(self._ended_device_s)
         for process in self.processes.values():
             seconds[process.role] += self._agenda.now - process.launched_s
-        width = self._config.tensor_parallel
-        return {"attention": seconds["attention"] * width, "expert": seconds["expert"]}
+        experts = 0.0 if self._config.colocated else seconds["expert"]
+        return {"attention": seconds["attention"] * self._config.tensor_parallel, "expert": experts}
 
     @property
     def starting(self) -> int:

@@ -46,7 +46,8 @@ class Gateway:
         self._agenda = agenda
         self._records = records
         self._live = live
-        self._ready: frozenset[str] = frozenset()
+        #: In the order of the view: what is drawn from a set would differ from process to process.
+        self._ready: tuple[str, ...] = ()
         self._tracks: dict[str, Track] = {}
         self._orphans: dict[Track, Event] = {}
         self._prompts: dict[int, list[int]] = {}
@@ -60,7 +61,7 @@ class Gateway:
     def on_view(self, view: ClusterView) -> None:
         """Follow the cluster; what was waiting for an instance may have one now."""
         self.admission.update(view)
-        self._ready = frozenset(m.instance for m in view.members if m.role == "attention" and m.state == "ready")
+        self._ready = tuple(m.instance for m in view.members if m.role == "attention" and m.state == "ready")
         for track in list(self._orphans):
             self._resubmit(track, avoid=())
 
@@ -97,11 +98,19 @@ class Gateway:
             return
         outstanding = self.admission.outstanding
         live = [self._live[name] for name in self._ready if name in self._live]
-        truth = [outstanding(each.name) - each.unseen_tokens() for each in live]
-        fewest = min(truth, default=0)
-        for each, tokens in zip(live, truth, strict=True):
+        least = [outstanding(each.name) - each.most_unseen_tokens() for each in live]
+        fewest, chosen = float("inf"), list[AttentionInstance]()
+        for index in sorted(range(len(live)), key=least.__getitem__):
+            if least[index] > fewest:
+                break
+            each = live[index]
+            tokens = outstanding(each.name) - each.unseen_tokens()
+            if tokens < fewest:
+                fewest, chosen = tokens, []
             if tokens == fewest:
-                each.settle()
+                chosen.append(each)
+        for each in chosen:
+            each.settle()
 
     def _post(self, track: Track, instance: AttentionInstance) -> None:
         wire_id = track.sequence.wire_id
@@ -193,7 +202,7 @@ class Gateway:
 
     def _resubmit(self, track: Track, avoid: Collection[str]) -> None:
         sequence = track.sequence
-        without = {*avoid, *(self._ready - self._live.keys())}
+        without = {*avoid, *(name for name in self._ready if name not in self._live)}
         sequence.attempt += 1
         try:
             name = self.admission.move(sequence.request_id, avoid=without, resumed_tokens=sequence.known_tokens)

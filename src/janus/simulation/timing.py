@@ -39,8 +39,9 @@ class StepClock:
         self.experts = config.experts
         self.attention = 0
         self.active = 0
-        #: Instances of one machine have their shares of its cores whether the others compute or not.
-        self._shares = bool(config.deployment(1, 1).attention_device.shared_cores)
+        #: Instances of one machine have their shares of its cores whether the others compute or not. A whole model's
+        #: devices are as many.
+        self._all_count = config.colocated or bool(config.deployment(1, 1).attention_device.shared_cores)
         #: Rows of all steps that are computed now: streams that decode, and prompt tokens.
         self.decode_rows = 0
         self.prefill_rows = 0
@@ -143,7 +144,7 @@ class StepClock:
         return Load(batch=self.decode_rows, context=0.0, prefill=self.prefill_rows)
 
     def _deployment(self) -> Deployment:
-        key = (max(1, self.active, self.attention if self._shares else 0), max(1, self.experts))
+        key = (max(1, self.active, self.attention if self._all_count else 0), max(1, self.experts))
         found = self._deployments.get(key)
         if found is None:
             found = self._deployments[key] = self._config.deployment(*key)

@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.hardware import Device, HardwareProfile
+from janus.core.planning.memory import USABLE_MEMORY
 from janus.core.planning.performance import AMax, Deployment, Load, StepTime, step_time
 from janus.core.planning.sizes import ModelSizes
 from janus.errors import ConfigError
@@ -29,8 +30,6 @@ from janus.errors import ConfigError
 MONOLITHIC_SIZES = (8, 16, 32, 64)
 #: Tensor-parallel widths that a monolithic system may choose for its attention.
 _WIDTHS = (1, 2, 4, 8)
-#: Share of a device's memory that weights and KV cache may fill; the rest is for buffers and fragments.
-USABLE_MEMORY = 0.9
 XDEEPSERVE_STEP = 4
 
 
