@@ -24,7 +24,8 @@ def show(plan: Plan, tables: Mapping[int, AMaxTable], console: Console) -> None:
     profile = problem.profile
     kind = "measured" if profile.kind == "measured" else "published figures, nothing measured"
     console.print(f"[bold]{problem.model.name}[/] on {profile.name} ({kind})")
-    console.print(f"{question(problem)}; {problem.tail} of at most {_ms(problem.slo_tpot_s)}")
+    ttft = f", TTFT of at most {_ms(problem.slo_ttft_s)}" if problem.slo_ttft_s else ""
+    console.print(f"{question(problem)}; {problem.tail} of at most {_ms(problem.slo_tpot_s)}{ttft}")
     if point.slots in tables:
         table = tables[point.slots]
         console.print(f"a_max: {table.about}; standard error at most {table.error.max():.2f}")

@@ -271,6 +271,32 @@ def test_a_cheaper_kind_of_device_is_taken_where_it_is_enough() -> None:
     assert scarce.deployment.expert_device.name == "gpu"
 
 
+def test_variants_that_differ_in_one_choice_are_neighbours_even_where_nothing_of_them_will_do() -> None:
+    cheap = replace(DEVICE, name="cheap", cost_per_hour=1.0)
+    profile = replace(PROFILE, devices={"gpu": DEVICE, "cheap": cheap})
+    plan = search(
+        problem(
+            profile=profile,
+            attention_devices=("gpu",),
+            expert_devices=("gpu", "cheap"),
+            limits={"cheap": 2},
+            micro_batches=(1, 2),
+        )
+    )
+    assert plan.chosen is not None
+    where = plan.chosen.deployment
+    assert where.expert_device.name == "gpu"
+    variants = [
+        (p.deployment.expert_device.name, p.deployment.micro_batches, p.violated)
+        for p in plan.neighbours
+        if (p.deployment.expert_device.name, p.deployment.micro_batches) != ("gpu", where.micro_batches)
+    ]
+    assert sorted(variants, key=str) == [
+        ("cheap", where.micro_batches, Violated.DEVICES),
+        ("gpu", 3 - where.micro_batches, None),
+    ]
+
+
 def test_headroom_and_a_percentile_never_need_fewer_devices() -> None:
     def needed(**more: Any) -> int:
         chosen = search(problem(slo_tpot_s=0.11, **more)).chosen

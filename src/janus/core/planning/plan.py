@@ -181,7 +181,7 @@ class Plan:
     nearest: Point
     #: Feasible points of which no other is at most as dear and quicker; from the cheapest on.
     frontier: tuple[Point, ...]
-    #: Those beside the chosen one, and the best with other kinds, tensor parallelism or micro-batches: why they lose.
+    #: Those beside the chosen one, and the best with one other kind, width or number of micro-batches: why they lose.
     neighbours: tuple[Point, ...]
     #: Memory per device of the chosen (or nearest) one: attention, experts.
     attention_memory: MemoryBudget

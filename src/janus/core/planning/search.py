@@ -22,6 +22,7 @@ from janus.core.planning.pricing import planes
 #: Decimals of a price that count: sums that differ by rounding are the same price; and what is no difference to a user.
 _DIGITS = 9
 _CENT = 0.005
+_TELLING_MS = 0.05
 
 
 def search(problem: Problem) -> Plan:
@@ -31,17 +32,15 @@ def search(problem: Problem) -> Plan:
         ConfigError: the profile has no device of a name in ``problem``.
     """
     priced = list(planes(problem))
-    bests = [_best(plane, problem) for plane in priced]
-    known = [(point, plane) for point, plane in zip(bests, priced, strict=True) if point is not None]
+    bests = [_best(plane, problem) or _nearest(plane, problem) for plane in priced]
+    known = [each for each in zip(bests, priced, strict=True) if each[0].violated is None]
     if known:
-        chosen, plane = min(known, key=lambda each: rank(each[0], problem))
-        nearest = chosen
-        neighbours = tuple(_neighbours(chosen, plane, [each for each, _ in known], problem))
+        nearest, plane = min(known, key=lambda each: rank(each[0], problem))
+        neighbours = tuple(_neighbours(nearest, plane, bests, problem))
     else:
-        chosen, neighbours = None, ()
-        nearest, plane = min(
-            ((_nearest(each, problem), each) for each in priced), key=lambda each: _far(each[0], problem)
-        )
+        nearest, plane = min(zip(bests, priced, strict=True), key=lambda each: _far(each[0], problem))
+        neighbours = ()
+    chosen = nearest if known else None
     return Plan(
         problem=problem,
         chosen=chosen,
@@ -123,15 +122,26 @@ def _frontier(priced: Sequence[Plane], problem: Problem) -> tuple[Point, ...]:
 
 
 def _neighbours(chosen: Point, plane: Plane, bests: Sequence[Point], problem: Problem) -> Iterator[Point]:
-    """Yield the points around ``chosen``, then the best of every other variant, each with why it loses."""
+    """Yield the points around ``chosen``, then the best of each variant that differs in one choice; why they lose."""
     d = chosen.deployment
     for attention, experts in ((-1, 0), (0, -1), (1, 0), (0, 1), (-1, 1), (1, -1)):
         a, e = d.attention + attention, d.experts + experts
         if 1 <= a <= problem.most_attention and 1 <= e <= problem.most_experts:
             yield _compared(plane.point(a, e, problem), chosen, problem)
     for point in bests:
-        if point != chosen:
+        if _differences(point, chosen) == 1:
             yield _compared(point, chosen, problem)
+
+
+def _differences(point: Point, other: Point) -> int:
+    """Return in how many choices their variants differ."""
+    a, b = point.deployment, other.deployment
+    return (
+        (a.attention_device.name != b.attention_device.name)
+        + (a.expert_device.name != b.expert_device.name)
+        + (a.tensor_parallel != b.tensor_parallel)
+        + (a.micro_batches != b.micro_batches)
+    )
 
 
 def _compared(point: Point, chosen: Point, problem: Problem) -> Point:
@@ -145,7 +155,10 @@ def _compared(point: Point, chosen: Point, problem: Problem) -> Point:
     parts = [devices if more else "as many devices"]
     if abs(dearer) > _CENT and (problem.objective == "cost" or not more):
         parts.append(f"{abs(dearer):.2f} per hour {'dearer' if dearer > 0 else 'cheaper'}")
-    parts.append(f"{problem.tail} {abs(slower):.1f} ms {'higher' if slower > 0 else 'lower'}")
+    if abs(slower) < _TELLING_MS:
+        parts.append(f"{problem.tail} the same")
+    else:
+        parts.append(f"{problem.tail} {abs(slower):.1f} ms {'higher' if slower > 0 else 'lower'}")
     return replace(point, why=", ".join(parts))
 
 
