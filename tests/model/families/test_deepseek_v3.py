@@ -1,39 +1,22 @@
-"""DeepSeek-V3 equals transformers, over the switches that its config has; and so do its weights in FP8."""
+"""DeepSeek-V3 equals transformers, over the switches that its config has."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config
 
 from janus.core.planning.catalog import sizes_of
 from janus.errors import CheckpointError
-from janus.model.attention_model import AttentionModel
-from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.families import FAMILIES
 from janus.model.families.base import attention_tensors, tensors_in
-from janus.model.random_model import write_random_model
-from tests.model.engine import Engine
-from tests.model.families.harness import (
-    TINY,
-    both,
-    check_family,
-    check_random_model,
-    config_in,
-    prompts,
-    reference,
-    write,
-)
+from tests.model.families.harness import TINY, both, check_family, check_random_model, config_in, write
 from tests.model.families.test_deepseek_v2 import YARN
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -73,90 +56,6 @@ def test_equals_transformers(tmp_path: Path, changes: dict[str, Any], kernels: b
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_random_models_are_read_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
     check_random_model(config_in(write(config_of(**changes), tmp_path / "model")), tmp_path)
-
-
-# -- weights in FP8 ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fp8_model(tmp_path: Path) -> Path:
-    """Blocks that no matrix is a multiple of; shards that part a matrix from its scales."""
-    config = config_in(write(config_of(n_group=4, topk_group=2), tmp_path / "plain"))
-    return write_random_model(tmp_path / "fp8", replace(config, fp8_block=(9, 14)), seed=2, std=0.2, shards=3)
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
-def dequantised(path: Path, directory: Path, block: tuple[int, int]) -> Path:
-    """The same model in f32, each element multiplied by its own scale."""
-    stored, plain = tensors_of(path), {}
-    for name, tensor in stored.items():
-        scales = stored.get(f"{name}_scale_inv")
-        if scales is not None:
-            rows, columns = (torch.arange(size) // each for size, each in zip(tensor.shape, block, strict=True))
-            plain[name] = tensor.float() * scales[rows[:, None], columns[None]]
-        elif not name.endswith("_scale_inv"):
-            plain[name] = tensor
-    assert len(plain) < len(stored)
-    directory.mkdir()
-    save_file(plain, directory / "model.safetensors")
-    raw = json.loads((path / "config.json").read_text())
-    del raw["quantization_config"]
-    (directory / "config.json").write_text(json.dumps(raw))
-    return directory
-
-
-@both
-def test_fp8_blocks_are_dequantised(fp8_model: Path, tmp_path: Path, kernels: bool) -> None:
-    plain = dequantised(fp8_model, tmp_path / "dequantised", (9, 14))
-    engine = Engine(fp8_model, kernels=kernels)
-    model = reference(plain)
-    for prompt in prompts(engine.config.vocab_size):
-        (got,) = engine.step([(engine.sequence(prompt), len(prompt))])
-        with torch.inference_mode():
-            torch.testing.assert_close(got, model(torch.tensor([prompt])).logits[0], atol=1e-3, rtol=0)
-
-
-def test_a_role_reads_its_own_fp8_bytes_alone(fp8_model: Path) -> None:
-    """An expert is three matrices of a byte per element, and their scales."""
-    checkpoint = Checkpoint.open(fp8_model)
-    hidden, width = checkpoint.config.hidden_size, checkpoint.config.moe_intermediate_size
-    checkpoint.read_expert(1, 3, torch.bfloat16)
-    scales = 2 * -(-width // 9) * -(-hidden // 14) + -(-hidden // 9) * -(-width // 14)
-    assert checkpoint.bytes_read == 3 * hidden * width + 4 * scales
-
-    whole = Checkpoint.open(fp8_model)
-    AttentionModel.load(whole, whole.config, torch.float32)
-    stored = tensors_of(fp8_model)
-    assert whole.bytes_read == sum(each.nbytes for name, each in stored.items() if ".mlp.experts." not in name)
-
-
-SCALES = "model.layers.0.self_attn.kv_b_proj.weight_scale_inv"
-Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda raw, _: raw.pop("quantization_config"), "is in FP8, and config.json does not say"),
-        (lambda raw, _: raw["quantization_config"].update(weight_block_size=None), "weight_block_size is None"),
-        (lambda raw, _: raw["quantization_config"].update(quant_method="gptq"), "supported: fp8"),
-        (lambda _, tensors: tensors.pop(SCALES), f"tensor {SCALES} is missing"),
-        (lambda _, tensors: tensors.update({SCALES: torch.ones(2, 2)}), r"kv_b_proj.* has shape \[2, 2\]"),
-    ],
-)
-def test_broken_fp8_is_named(fp8_model: Path, tmp_path: Path, change: Change, message: str) -> None:
-    broken = Path(shutil.copytree(fp8_model, tmp_path / "broken"))
-    raw = json.loads((broken / "config.json").read_text())
-    tensors = tensors_of(broken)
-    change(raw, tensors)
-    (broken / "config.json").write_text(json.dumps(raw))
-    (broken / "model.safetensors.index.json").unlink()
-    save_file(tensors, broken / "model.safetensors")
-    with pytest.raises(CheckpointError, match=message):
-        Checkpoint.open(broken)
 
 
 # -- what is refused, and the published configs ------------------------------------------------------------------------
