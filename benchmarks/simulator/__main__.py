@@ -17,9 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import write_into
 from benchmarks.serving.machine import commit, hardware
 from benchmarks.simulator import real, speed
 from benchmarks.simulator.points import POINTS
+from benchmarks.simulator.report import text
 from benchmarks.simulator.virtual import simulated
 from benchmarks.written import as_json
 
@@ -29,6 +31,9 @@ from janus.profiles import load_profile, shipped
 
 _REPOSITORY = Path(__file__).parents[2]
 _RESULT = _REPOSITORY / "benchmarks" / "results" / "simulator.json"
+_DOCUMENT = _REPOSITORY / "docs" / "simulation.md"
+#: Cores that others keep busy beyond which a comparison says little: the profile was measured on a quiet machine.
+_QUIET_CORES = 0.3
 
 
 def main() -> None:
@@ -54,6 +59,8 @@ def main() -> None:
         "speed": [] if given.no_speed else [_speed(*size) for size in speed.SIZES],
     }
     given.out.write_text(as_json(result), encoding="utf-8")
+    if given.out == _RESULT:
+        write_into(_DOCUMENT, text(result), result=_RESULT.name)
     _tell(f"median error {result['median_error']:.1%}, worst {result['worst_error']:.1%}; {given.out} written")
 
 
@@ -89,7 +96,11 @@ def _row(observed: real.Observed, seen: real.Seen, profile: HardwareProfile) -> 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Errors over TPOT and throughput of all points: what is simulated over what was measured, less one."""
     tpot, tokens = ([abs(row[key]) for row in rows] for key in ("tpot_error", "tokens_error"))
+    loud = [row["point"] for row in rows if row["others_cores"] > _QUIET_CORES]
+    if loud:
+        _tell(f"others used the cores during {len(loud)} of {len(rows)} points: run it again on a quiet machine")
     return {
+        "disturbed_points": len(loud),
         "median_error": round(statistics.median([*tpot, *tokens]), 4),
         "worst_error": round(max([*tpot, *tokens]), 4),
         "median_tpot_error": round(statistics.median(tpot), 4),

@@ -71,18 +71,18 @@ def _cluster(model: ModelName, attention: int, experts: int) -> Cluster:
 
 
 POINTS: tuple[Point, ...] = (
-    Point(cluster=_cluster("large", 1, 1), streams=4, prompt=32, output=96),
-    Point(cluster=_cluster("large", 1, 1), streams=16, prompt=64, output=64),
-    Point(cluster=_cluster("large", 1, 2), streams=1, prompt=16, output=96),
+    Point(cluster=_cluster("large", 1, 1), streams=4, prompt=32, output=96, rounds=2),
+    Point(cluster=_cluster("large", 1, 1), streams=16, prompt=64, output=64, rounds=2),
+    Point(cluster=_cluster("large", 1, 2), streams=1, prompt=16, output=96, rounds=3),
     Point(cluster=_cluster("large", 1, 2), streams=8, prompt=64, output=96, rounds=2),
-    Point(cluster=_cluster("large", 1, 2), streams=32, prompt=128, output=64),
+    Point(cluster=_cluster("large", 1, 2), streams=32, prompt=128, output=64, rounds=2),
     Point(cluster=_cluster("large", 1, 2), rate=2.0, duration_s=8.0, prompt=64, output=64),
-    Point(cluster=_cluster("large", 2, 2), streams=8, prompt=64, output=96),
+    Point(cluster=_cluster("large", 2, 2), streams=8, prompt=64, output=96, rounds=2),
     Point(cluster=_cluster("large", 2, 2), streams=32, prompt=32, output=64, rounds=2),
     Point(cluster=_cluster("large", 2, 2), rate=2.0, duration_s=8.0, prompt=64, output=64),
-    Point(cluster=_cluster("large", 1, 3), streams=16, prompt=32, output=96),
+    Point(cluster=_cluster("large", 1, 3), streams=16, prompt=32, output=96, rounds=2),
     Point(cluster=_cluster("tiny", 1, 2), streams=4, prompt=32, output=128, rounds=4),
-    Point(cluster=_cluster("tiny", 1, 2), streams=32, prompt=64, output=128, rounds=2),
+    Point(cluster=_cluster("tiny", 1, 2), streams=32, prompt=64, output=128, rounds=3),
     Point(cluster=_cluster("tiny", 2, 2), streams=16, prompt=32, output=128, rounds=3),
-    Point(cluster=_cluster("tiny", 2, 3), streams=48, prompt=64, output=128),
+    Point(cluster=_cluster("tiny", 2, 3), streams=48, prompt=64, output=128, rounds=2),
 )

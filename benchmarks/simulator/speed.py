@@ -59,6 +59,7 @@ def measure(attention: int, experts: int, rate: float) -> dict[str, Any]:
         "instances": attention + experts,
         "attention": attention,
         "experts": experts,
+        "rate": rate,
         "requests": report.requests,
         "output_tokens": report.output_tokens,
         "tpot_ms": round(1e3 * report.tpot_s.mean, 2),

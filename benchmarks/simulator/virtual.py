@@ -13,10 +13,10 @@ from janus.simulation.report import Report
 from janus.simulation.simulator import Simulation
 
 #: As the services' options are by default.
-_BATCHER = BatcherConfig(
+BATCHER = BatcherConfig(
     max_running=64, token_budget=512, block_size=16, num_blocks=64 * 128, max_model_len=2048, max_waiting=1024
 )
-_ADMISSION = AdmissionConfig(max_requests=256, max_tokens=262_144)
+ADMISSION = AdmissionConfig(max_requests=256, max_tokens=262_144)
 
 
 def config_of(observed: Observed, profile: HardwareProfile) -> ClusterConfig:
@@ -37,8 +37,8 @@ def config_of(observed: Observed, profile: HardwareProfile) -> ClusterConfig:
         attention=cluster.attention,
         experts=cluster.experts,
         slots=slots,
-        batcher=_BATCHER,
-        admission=_ADMISSION,
+        batcher=BATCHER,
+        admission=ADMISSION,
         modes=("direct",),
     )
 

@@ -1,0 +1,71 @@
+"""The comparison of simulator and cluster: what its points are, and how its errors are summed up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from benchmarks.simulator import speed
+from benchmarks.simulator.__main__ import _summary
+from benchmarks.simulator.points import POINTS
+from benchmarks.simulator.report import text
+from benchmarks.simulator.virtual import BATCHER
+
+from janus.simulation.workloads import ClosedLoop
+
+
+def row(tpot: float, tokens: float, others: float = 0.05) -> dict[str, Any]:
+    return {
+        "point": "large 1A2E 8 streams 64+96",
+        "tpot_ms": 10.0,
+        "simulated_tpot_ms": 10 * (1 + tpot),
+        "tpot_error": tpot,
+        "tokens_per_s": 800.0,
+        "simulated_tokens_per_s": 800 * (1 + tokens),
+        "tokens_error": tokens,
+        "others_cores": others,
+    }
+
+
+def test_there_are_ten_points_and_more_which_differ() -> None:
+    assert len({point.name for point in POINTS}) == len(POINTS) >= 10
+    assert len({point.cluster for point in POINTS}) >= 5
+    for point in POINTS:
+        workload = point.workload()
+        if isinstance(workload, ClosedLoop):
+            assert workload.prompt + workload.output <= BATCHER.max_model_len
+        else:
+            assert [each[0] for each in point.arrivals()] == sorted(workload.at_s.tolist())
+
+
+def test_points_that_share_a_cluster_follow_each_other() -> None:
+    clusters = [point.cluster for point in POINTS]
+    starts = [each for index, each in enumerate(clusters) if index == 0 or clusters[index - 1] != each]
+    assert len(starts) == len(set(clusters))
+
+
+def test_errors_count_either_way(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _summary([row(-0.1, 0.02), row(0.05, -0.3), row(0.07, 0.0, others=1.2)])
+    assert found["median_error"] == pytest.approx(0.06)
+    assert found["worst_error"] == 0.3
+    assert found["median_tpot_error"] == 0.07
+    assert found["disturbed_points"] == 1
+    assert "during 1 of 3 points" in capsys.readouterr().err
+
+
+def test_the_document_says_what_was_measured_and_how() -> None:
+    rows = [row(-0.1, 0.02), row(0.05, -0.3)]
+    result = _summary(rows) | {
+        "commit": "abc",
+        "date": "2026-11-22",
+        "hardware": {"cpu": "EPYC", "cores_used": 2},
+        "profile": {"name": "cpu"},
+        "command": "python -m benchmarks.simulator",
+        "points": rows,
+        "speed": [speed.measure(2, 14, 1.0)],
+    }
+    written = text(result)
+    assert "Commit `abc`, 2026-11-22, EPYC, 2 cores, profile cpu." in written
+    assert "| large 1A2E 8 streams 64+96 | 10.00   | 9.00" in written
+    assert "-30.0%" in written
+    assert "16 (2A14E)" in written
