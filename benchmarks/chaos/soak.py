@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from benchmarks.load.watch import Holdings, holdings
+from benchmarks.load.watch import Holdings, holdings, median
 from benchmarks.serving.machine import commit, hardware
 
 from janus.chaos.control import SocketControl
@@ -43,6 +43,8 @@ ROOT = RESULTS.parents[2]
 NEEDS = ClusterNeeds(attention=2, experts=4, slots_per_instance=8)
 #: Growth that is still noise: allocator arenas, a log buffer, a connection that is being opened.
 RSS_SLACK_MB, RSS_SLACK_SHARE, FDS_SLACK = 16.0, 0.05, 3
+#: Looks that a process is judged by, at its beginning and at its end.
+_LOOKS = 3
 _WHOLE_LIMIT_S = 60.0
 
 
@@ -57,6 +59,8 @@ class Soak:
     problems: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     requests: int = 0
+    #: Of them, those that came while there was no attention instance.
+    refused: int = 0
     #: (instance, pid) -> what it held whenever the cluster had the numbers of instances of the start.
     held: dict[tuple[str, int], list[Holdings]] = field(default_factory=dict)
 
@@ -119,15 +123,18 @@ class Soak:
             self.problems.append(
                 f"{event.index} ({event}): an expert is nowhere in {silent} looks, and nothing is said"
             )
-        self._answers(f"{event.index} ({event})")
+        self._answers(f"{event.index} ({event})", alone=event.target.startswith("attention") and event.attention == 1)
 
-    def _answers(self, when: str) -> None:
+    def _answers(self, when: str, *, alone: bool = False) -> None:
+        """Judge what is over. ``alone``: the only attention instance was killed, so that new requests are refused."""
         over, self.running.requests = self.running.requests, []
         self.requests += len(over)
         for request in over:
             sample = request.sample
             verdict = judge(self.reference[request.prompt], sample.token_texts, whole=sample.ok)
-            if sample.error:
+            if alone and sample.error.startswith("503"):
+                self.refused += 1
+            elif sample.error:
                 self.problems.append(f"{when}: client error: {sample.error}")
             if not verdict.right:
                 self.problems.append(f"{when}: {verdict}")
@@ -141,18 +148,20 @@ class Soak:
             self.held.setdefault((instance.name, instance.pid), []).append(held)
 
     def _growth(self) -> list[str]:
-        """What a process holds more at its last look than at its second: the first may be of its start."""
+        """What a process holds more at its last looks than at its first: medians, as single ones meet connections."""
         found = []
         for (name, pid), looks in self.held.items():
-            if len(looks) < 3:
+            # The very first look may be of its start.
+            early, late = looks[1 : 1 + _LOOKS], looks[-_LOOKS:]
+            if len(looks) <= 2 * _LOOKS:
                 continue
-            early, late = looks[1], looks[-1]
-            if late.rss_mb - early.rss_mb > max(RSS_SLACK_MB, RSS_SLACK_SHARE * early.rss_mb):
-                found.append(f"{name} ({pid}): memory grew from {early.rss_mb} to {late.rss_mb} MiB")
+            before, after = median(early, "rss_mb"), median(late, "rss_mb")
+            if after - before > max(RSS_SLACK_MB, RSS_SLACK_SHARE * before):
+                found.append(f"{name} ({pid}): memory grew from {before:g} to {after:g} MiB")
             for figure in ("fds", "connections", "threads"):
-                before, after = getattr(early, figure), getattr(late, figure)
+                before, after = median(early, figure), median(late, figure)
                 if after - before > FDS_SLACK:
-                    found.append(f"{name} ({pid}): {figure} grew from {before} to {after}")
+                    found.append(f"{name} ({pid}): {figure} grew from {before:g} to {after:g}")
         return found
 
 
@@ -173,6 +182,7 @@ async def soak(name: str, *, count: int, seed: int, load: Load) -> dict[str, Any
         "streams": load.streams,
         "events_done": len(run.events),
         "requests": run.requests,
+        "refused": run.refused,
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "held": {
             f"{name} ({pid})": [asdict(look) for look in (looks[0], looks[-1])]
