@@ -31,16 +31,15 @@ def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ..
 def quantise(weights: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a matrix [N, K] as float8, and its scales: every block's largest element is FP8's largest number."""
     import torch
+    import torch.nn.functional as F
 
     rows, columns = weights.shape
-    scales = torch.ones(scale_shape((rows, columns), block))
-    result = torch.empty((rows, columns), dtype=torch.float8_e4m3fn)
-    for row in range(scales.shape[0]):
-        for column in range(scales.shape[1]):
-            part = (slice(row * block[0], (row + 1) * block[0]), slice(column * block[1], (column + 1) * block[1]))
-            scales[row, column] = weights[part].abs().max().clamp(min=1e-30) / _LARGEST
-            result[part] = (weights[part].float() / scales[row, column]).to(torch.float8_e4m3fn)
-    return result, scales
+    band, width = block
+    padded = F.pad(weights.float(), (0, -columns % width, 0, -rows % band))
+    blocks = padded.view(-1, band, padded.shape[1] // width, width)
+    scales = blocks.abs().amax(dim=(1, 3)).clamp(min=1e-30) / _LARGEST
+    quantised = (blocks / scales[:, None, :, None]).view(padded.shape)[:rows, :columns]
+    return quantised.contiguous().to(torch.float8_e4m3fn), scales
 
 
 def dequantise(weights: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
