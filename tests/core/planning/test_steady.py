@@ -62,10 +62,8 @@ def test_littles_law_holds_where_it_settles(data: st.DataObject, model: Any) -> 
     assert found.tpot_s >= alone * (1 - 1e-9)
     assert found.tpot_tail_s >= found.tpot_s
     assert found.prompt_step_s >= alone * (1 - 1e-9)
-    if found.batch > 1 + 1e-6:
-        assert found.batch == pytest.approx(traffic.tokens_s * found.tpot_s, rel=2e-3)
-    else:
-        assert traffic.tokens_s * found.tpot_s <= 1 + 2e-3
+    if found.batch < most:
+        assert found.batch == pytest.approx(1 + traffic.tokens_s * found.tpot_s, rel=2e-3)
 
 
 def test_the_batch_is_that_of_plain_bisection() -> None:
@@ -74,15 +72,18 @@ def test_the_batch_is_that_of_plain_bisection() -> None:
         low, high = 1.0, 4000.0
         for _ in range(60):
             middle = (low + high) / 2
-            less = middle - traffic.tokens_s * step_s(middle, traffic.context) < 0
+            less = middle - 1 - traffic.tokens_s * step_s(middle, traffic.context) < 0
             low, high = (middle, high) if less else (low, middle)
         assert settled(traffic).batch == pytest.approx(high, rel=1e-4)
 
 
 def test_little_work_is_one_stream_and_too_much_does_not_settle() -> None:
     idle = settled(replace(DECODING, requests_s=1e-3))
-    assert idle.batch == 1
-    assert idle.tpot_s == pytest.approx(step_s(1, DECODING.context))
+    assert idle.batch == pytest.approx(1, abs=0.01)
+    assert idle.tpot_s == pytest.approx(step_s(1, DECODING.context), rel=1e-3)
+    # Room for one stream is enough as long as it is not busy all the time.
+    assert math.isfinite(settled(replace(DECODING, requests_s=0.1), most_streams=1).tpot_s)
+    assert math.isinf(settled(replace(DECODING, requests_s=1.0), most_streams=1).tpot_s)
     flooded = settled(replace(DECODING, requests_s=1e6))
     assert math.isinf(flooded.tpot_s)
     assert math.isinf(flooded.ttft_s)
@@ -142,10 +143,11 @@ def test_the_batch_at_a_percentile_is_that_of_the_exact_law(rate: float) -> None
     logs = np.concatenate([[0.0], np.cumsum(np.log(traffic.tokens_s * steps / counts))])
     weights = np.exp(logs - logs.max())
     exact = int(np.searchsorted(np.cumsum(weights / weights.sum()), 0.99))
-    assert settled(traffic).batch_tail == pytest.approx(exact, rel=0.04, abs=1.5)
+    # A request sees itself besides.
+    assert settled(traffic).batch_tail - 1 == pytest.approx(exact, rel=0.04, abs=1.5)
 
 
-@pytest.mark.parametrize("rate", [2.0, 8.0])
+@pytest.mark.parametrize("rate", [0.25, 2.0, 8.0])
 def test_tpot_over_requests_is_that_of_a_queue_that_is_played(rate: float) -> None:
     """Poisson arrivals join the next step; each stream gets a token per step until it has its own."""
     traffic = replace(DECODING, requests_s=rate, output_tokens=64)
@@ -167,7 +169,7 @@ def test_tpot_over_requests_is_that_of_a_queue_that_is_played(rate: float) -> No
         since = [begun for each, begun in zip(left, since, strict=True) if each]
         left = [each for each in left if each]
     found = settled(traffic)
-    assert found.tpot_s == pytest.approx(float(np.mean(served)), rel=0.03)
+    assert found.tpot_s == pytest.approx(float(np.mean(served)), rel=0.02)
     assert found.tpot_tail_s == pytest.approx(float(np.percentile(served, 99)), rel=0.05)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from janus.core.exchange_routes import Mode
 from janus.core.planning.elementwise import larger, smaller
 from janus.core.planning.hardware import HardwareProfile
@@ -88,25 +90,28 @@ class Steps:
     def first_token_s(self, batch: Any, mixed: Mixed, use: Any) -> Any:
         """Return the mean time from arrival to the first token.
 
-        What is left of the running step; prompts before it, which leave their instance free for a share ``use`` of the
-        time and take turns of one length (M/D/1: Pollaczek and Khinchine); its own steps, of which the last may compute
-        less than a chunk.
+        What is left of the running step, if there is one; prompts before it, which leave their instance free for a share
+        ``use`` of the time and take turns of one length (M/D/1: Pollaczek and Khinchine); its own steps, of which the
+        last may compute less than a chunk.
         """
         chunks = larger(1.0, self.traffic.prompt_tokens / self._chunk(batch))
         last = chunks % 1.0 + (chunks % 1.0 == 0)
         turn = (chunks - last) * mixed.prompt_step_s + mixed.mean_s + last * (mixed.prompt_step_s - mixed.mean_s)
         use = smaller(use, 1 - 1e-9)
-        return mixed.mean_s / 2 + turn * (1 + use / (2 * (1 - use)))
+        # Streams on an instance are as Poisson as those of all (see ``steady.py``).
+        busy = 1 - np.exp(-(batch - 1) / self.deployment.attention)
+        return busy * mixed.mean_s / 2 + turn * (1 + use / (2 * (1 - use)))
 
     def tail(self, batch: Any, mixed: Mixed, percentile: float) -> tuple[Any, Any]:
         """Return TPOT over requests, and the batch, at ``percentile``."""
         z, mean = NormalDist().inv_cdf(percentile / 100), mixed.mean_s
+        there = batch - 1
         rise = (self.mean_s(batch * (1 + _NUDGE), mean) - self.mean_s(batch, mean)) / _NUDGE
-        elastic = smaller(_MOST_ELASTIC, larger(0.0, rise / mean))
+        elastic = smaller(_MOST_ELASTIC, larger(0.0, rise / mean * there / batch))
         peaked = (1 + self.traffic.arrival_cv**2) / 2
         # The last term is that of Cornish and Fisher for Poisson's skewness.
-        batch_tail = batch + z * (batch * peaked / (1 - elastic)) ** 0.5 + (z * z - 1) / 6
-        batch_tail = larger(batch, batch_tail)
+        more = z * (there * peaked / (1 - elastic)) ** 0.5 + (z * z - 1) / 6
+        batch_tail = batch + larger(0.0, more)
         by_batch = larger(0.0, self.mean_s(batch_tail, mean) - mean)
         return mean + (by_batch**2 + (z * self._by_prompts_s(mixed)) ** 2) ** 0.5, batch_tail
 

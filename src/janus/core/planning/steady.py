@@ -1,8 +1,10 @@
 """The steady state that an arrival rate leads to: streams in service, TPOT as clients see it, TTFT.
 
-Little's law gives the batch (equation 2 of arXiv 2512.13525): with D output tokens per second, B = D T(B). What goes
-beyond the paper:
+Little's law gives the batch (equation 2 of arXiv 2512.13525): with D output tokens per second, B = D T(B), and at least
+1. What goes beyond the paper:
 
+oneself     A stream sees itself beside the D T that are there in the mean (arrival theorem: Lavenberg and Reiser, J.
+            Appl. Prob. 17, 1980), so it decodes with B = 1 + D T(B). That matters for a handful of streams.
 prompts     A chunk of a prompt lengthens the step that computes it, on its own attention instance (attention, exchange
             and experts) and on the others (the experts that all share). At a rate of v chunks per second a share
             q = v T / n_a of an instance's steps has one of its own, so
@@ -10,8 +12,8 @@ prompts     A chunk of a prompt lengthens the step that computes it, on its own 
 percentiles Streams are served in turn, each at the rate 1 / T(n) while n are there: a symmetric queue (Kelly:
             Reversibility and stochastic networks, 1979, chapter 3), so the number in service is distributed as
             p(n) = p(0) prod_{j <= n} D T(j) / j, whatever the lengths of the answers are. Where T is constant that is
-            Poisson's distribution; where T rises with n by the elasticity e = B T'(B) / T(B), its variance is
-            B / (1 - e). Arrivals with a coefficient of variation c multiply it by (1 + c^2) / 2 (heavy traffic limit
+            Poisson's distribution; where T rises with n by the elasticity e = n T'(n) / T(n), its variance is
+            D T / (1 - e). Arrivals with a coefficient of variation c multiply it by (1 + c^2) / 2 (heavy traffic limit
             of GI/G/infinity with exponential times). A request sees about one batch all along, as it lives as long as
             the others; which prompts come meanwhile is chance, and adds a variance of its own.
 """
@@ -49,7 +51,7 @@ class SteadyState:
     Infinite times: it does not settle, more arrives than it can serve with the streams that it has room for.
     """
 
-    #: Streams in service over all attention instances, B; and at the percentile.
+    #: Streams over all attention instances that one of them decodes with, itself included, B; and at the percentile.
     batch: float
     batch_tail: float
     #: TPOT: mean over tokens, and the percentile over requests.
@@ -79,8 +81,8 @@ def steady_state(
 ) -> SteadyState:
     """Return where ``deployment`` settles under ``traffic``.
 
-    B solves f(B) = B - D T(B) = 0 in [1, most_streams]: f(1) >= 0 makes it 1, f(most_streams) < 0 says that it does
-    not settle. Elementwise: the deployment's counts, and ``most_streams``, may be arrays.
+    B solves f(B) = B - 1 - D T(B) = 0 in [1, most_streams]. Where even most_streams < D T(most_streams), it does not
+    settle. Elementwise: the deployment's counts, and ``most_streams``, may be arrays.
 
     Args:
         most_streams: Bmax, that all attention instances have room for.
@@ -95,15 +97,13 @@ def steady_state(
     least = 1.0 + 0.0 * most
 
     def excess(batch: Any) -> Any:
-        return batch - rate * steps.mean_s(batch, batch / rate)
+        return batch - 1 - rate * steps.mean_s(batch, (batch - 1) / rate)
 
     if rate:
-        at_most, at_least = excess(most), excess(least)
-        idle, settles = at_least >= 0, (at_most >= 0) & (most_streams >= 1)
-        batch = choose(idle, 1.0, _crossing(excess, least, most, at_least, at_most))
-        batch = choose(settles, batch, most)
-        # Where now and then nobody is there, a step does not last until the next one comes.
-        usual = choose(idle, steps.mean_s(batch, steps.alone_s(batch).total_s), batch / rate)
+        at_least, at_most = excess(least), excess(most)
+        settles = (at_most + 1 >= 0) & (most_streams >= 1)
+        batch = choose(at_most >= 0, _crossing(excess, least, most, at_least, at_most), most)
+        usual = (batch - 1) / rate
     else:
         batch, settles, usual = least, most_streams >= least, 0.0
     step = steps.alone_s(batch)
