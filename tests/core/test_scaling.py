@@ -33,7 +33,7 @@ def test_load_is_met_with_the_fewest_that_hold_the_slo_and_left_again_slowly() -
     for fewer in (grown.plus(attention=-1), grown.plus(experts=-1)):
         if fewer.attention and fewer.experts:
             smaller = replace(run.plant, counts=fewer)
-            batch, tpot = smaller.steady(12.0 * 1.35)
+            batch, tpot = smaller.steady(12.0 * 1.2 * 1.15 * 1.05)
             assert tpot * 1.1 > CONFIG.slo_tpot_s * 0.85 or batch > 0.9 * fewer.attention * smaller.streams_most
     before = len(run.decisions)
     run.hold(0.5, CONFIG.look_back_s - 10)
@@ -74,11 +74,25 @@ def test_a_queue_asks_for_attention_instances_whatever_tpot_is() -> None:
 
 def test_refusals_are_a_queue_that_cannot_be_seen() -> None:
     run = Run.of(Plant())
-    decision = run.step(1.0, refused=3)
-    decision = run.step(1.0, refused=3)
+    run.step(1.0, refused=3, kv_usage=0.95)
+    decision = run.step(1.0, refused=3, kv_usage=0.95)
     assert decision.reason is Reason.QUEUE
     assert decision.wanted == counts(2, 1)
     assert "3 were refused" in decision.why
+
+
+def test_what_gateways_refuse_while_instances_have_room_is_not_theirs_to_cure() -> None:
+    run = Run.of(Plant())
+    run.hold(1.0, 120, refused=3)
+    assert run.changes() == []
+    assert "the gateways refused 3 that instances have room for" in run.decisions[-1].why
+
+
+def test_a_large_cluster_does_not_shrink_for_hours() -> None:
+    run = Run.of(Plant(counts=counts(12, 12)))
+    run.hold(0.5, CONFIG.look_back_s + 20 * CONFIG.interval_s)
+    assert run.plant.counts == counts(1, 1)
+    assert [d.present.total - d.wanted.total for d in run.changes()][:2] == [3, 2]
 
 
 def test_ttft_has_an_slo_of_its_own_where_one_is_given() -> None:

@@ -48,7 +48,7 @@ def test_never_out_of_bounds_and_never_many_at_once(
         assert decision.wanted.covers(low)
         assert high.covers(decision.wanted)
         if decision.reason is Reason.SURPLUS:
-            assert decision.present.total - decision.wanted.total == 1
+            assert 1 <= decision.present.total - decision.wanted.total <= max(1, decision.present.total // 8)
         elif decision.changes:
             assert decision.wanted.covers(decision.present)
             assert decision.wanted.attention <= 2 * decision.present.attention
@@ -157,8 +157,8 @@ def test_without_noise_it_ends_where_the_slo_holds(fixed: float, row: float, exp
 
     def enough(counts: Counts) -> bool:
         smaller = replace(plant, counts=counts)
-        batch, step = smaller.steady(rate * (1 + CONFIG.headroom))
-        slo_s = CONFIG.slo_tpot_s * (1 - CONFIG.margin)
+        batch, step = smaller.steady(rate * (1 + CONFIG.headroom) * (1 + CONFIG.margin))
+        slo_s = CONFIG.slo_tpot_s * (1 - CONFIG.slack)
         return 1.1 * step <= slo_s and batch <= CONFIG.streams * counts.attention * plant.streams_most
 
     best = fewest(enough, Counts(attention=1, experts=1), most) or most

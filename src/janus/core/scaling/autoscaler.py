@@ -1,8 +1,8 @@
 """When the numbers of instances change, and to what.
 
 Out fast: at an interval, and at once when an SLO is missed, streams wait or the load will be too much, to the fewest
-instances that bear the load with headroom. In slowly: one instance per interval, when fewer would have borne the peak
-of the whole look-back with a margin. Nothing is concluded from a cluster that is not whole.
+instances that bear the load with headroom. In slowly: an eighth per interval, when fewer would have borne the peak of
+the whole look-back with a margin. Nothing is concluded from a cluster that is not whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from janus.core.scaling.urgency import Need, find_need
 
 #: One decision adds at most so many times the instances of a role; the next one may add as many again.
 _MOST_GROWTH = 2
+#: One decision takes away one instance, or so large a part of all: of a large cluster, one at a time would take hours.
+_SHRINKS_BY = 8
 #: More are added when less than this share of the headroom is left, and then for all of it: noise makes no difference.
 _LEAST_HEADROOM = 0.5
 
@@ -143,8 +145,8 @@ class Autoscaler:
     def _shrink(self, seen: Observation, demand: Demand, low: Counts, now: float) -> Decision:
         config, present = self.config, seen.present
         outlook = self._outlook(seen, demand.times(1 + config.headroom), config.slo_tpot_s)
-        slo_s = config.slo_tpot_s * (1 - config.margin)
-        peak = self._history.peak.times(1 + config.headroom)
+        slo_s = config.slo_tpot_s * (1 - config.slack)
+        peak = self._history.peak.times((1 + config.headroom) * (1 + config.margin))
         strict = self._outlook(seen, peak, slo_s)
 
         def enough(counts: Counts) -> bool:
@@ -152,6 +154,8 @@ class Autoscaler:
 
         target = fewest(enough, low, present)
         fine = f"{present} are enough {wording.load(seen)}"
+        if seen.refused:
+            fine = f"{fine}; the gateways refused {seen.refused} that instances have room for, see --max-queue"
         if target is None or target == present:
             return self._hold(seen, Reason.STEADY, fine, now, outlook)
         covered = min(self._history.covered_s(now), now - self._grown_at)
@@ -161,9 +165,9 @@ class Autoscaler:
         if seen.tpot_samples >= config.samples and (seen.tpot_tail_s or 0.0) > slo_s:
             why = f"{fine}, with {config.tail} TPOT {wording.seconds(seen.tpot_tail_s or 0.0)} near the SLO"
             return self._hold(seen, Reason.STEADY, why, now, outlook)
-        choices = [present.plus(attention=-1)] * (target.attention < present.attention)
-        choices += [present.plus(experts=-1)] * (target.experts < present.experts)
-        wanted = min(choices, key=lambda counts: outlook.predict(counts).tpot_tail_s)
+        wanted = present
+        for _ in range(max(1, present.total // _SHRINKS_BY)):
+            wanted = _one_fewer(outlook, wanted, target)
         self._trials.shrinks(wanted)
         why = f"{target} would have been enough for {config.look_back_s:.0f} s, now {wording.load(seen)}"
         return self._decision(seen, Reason.SURPLUS, why, now, outlook, wanted=wanted)
@@ -203,6 +207,13 @@ class Autoscaler:
             model=self.model.name,
             correction=round(self.model.correction, 4),
         )
+
+
+def _one_fewer(outlook: Outlook, counts: Counts, target: Counts) -> Counts:
+    """Return ``counts`` with one instance less, of the role that is missed least; never below ``target``."""
+    choices = [counts.plus(attention=-1)] * (target.attention < counts.attention)
+    choices += [counts.plus(experts=-1)] * (target.experts < counts.experts)
+    return min(choices, key=lambda fewer: outlook.predict(fewer).tpot_tail_s, default=counts)
 
 
 def _not_due(seen: Observation, now: float) -> Decision:

@@ -64,8 +64,10 @@ class ScalingConfig:
     settle_s: float = 5.0
     #: Share of more load than observed that the cluster should bear within the SLO.
     headroom: float = 0.2
-    #: Share by which fewer instances must stay below the SLO before any is taken away.
+    #: Before any is taken away, fewer must bear this share of load beyond the headroom, and stay so far below the SLO.
+    #: The load's is the larger: where the SLO is near the shortest step there is, TPOT hardly tells numbers apart.
     margin: float = 0.15
+    slack: float = 0.05
     #: Shares of the KV cache, and of the streams that an instance takes, that are planned with.
     kv_usage: float = 0.9
     streams: float = 0.9

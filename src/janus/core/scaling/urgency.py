@@ -25,7 +25,7 @@ def find_need(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Nee
     if known and seen.tpot_tail_s is not None and seen.tpot_tail_s > config.slo_tpot_s:
         why = wording.slower_than("TPOT", seen.tpot_tail_s, config.slo_tpot_s, seen, config)
         return Need(reason=Reason.SLO, why=why, least=one_more(seen, config, outlook))
-    if seen.refused or seen.queued > config.queue * max(1.0, seen.running):
+    if seen.queued > config.queue * max(1.0, seen.running) or (seen.refused and full(seen, config)):
         refused = f" and {seen.refused} were refused" if seen.refused else ""
         why = f"{seen.queued:.3g} streams wait{refused} {wording.load(seen)}"
         # As if those that wait ran too; what keeps them waiting is room for streams, or KV cache: attention's.
@@ -40,6 +40,12 @@ def find_need(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Nee
         why = f"the load will lead to more than the SLO of {wording.seconds(config.slo_tpot_s)} {wording.load(seen)}"
         return Need(reason=Reason.LOAD, why=why, least=present)
     return None
+
+
+def full(seen: Observation, config: ScalingConfig) -> bool:
+    """Whether the attention instances have no room for more streams; else gateways refuse for limits of their own."""
+    room = seen.streams_most * seen.present.attention
+    return seen.queued > 0 or seen.kv_usage >= config.kv_usage or seen.running >= config.streams * room
 
 
 def one_more(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Counts:
