@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class ProfileOptions:
         None, help="Model directory to measure with.", default_text="two with random weights, written for the purpose"
     )
     out: Path = option(Path("janus-profile.toml"), help="File to write.")
+    name: str = option("", help="Name of the profile.", default_text="measured-PROCESSOR")
     quick: bool = option(False, help="Fewer points: a minute or two, and wider intervals.")
     dtype: DType = option("float32", help="Type of weights, KV cache and activations.")
     threads: int = option(
@@ -45,33 +46,42 @@ class ProfileOptions:
         None, help="Such a file of an earlier run on this machine: its points are fitted too.", default_text="none"
     )
 
+    refit: bool = option(False, help="Measure nothing: fit what --add holds, as after a change of the planner's model.")
+
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.refit and self.add is None:
+            raise ConfigError("--refit", "there is nothing to fit", "name a file of --observations with --add")
 
 
 def profile(options: ProfileOptions) -> int:
     """Measure, fit, write, show."""
     from janus.profiles import write_profile
     from janus.profiling import record
-    from janus.profiling.campaign import Earlier, Settings, conditions, run
-    from janus.profiling.points import FULL, QUICK
+    from janus.profiling.campaign import Earlier, Settings, run
+    from janus.profiling.points import FULL, NONE, QUICK
 
-    effort = QUICK if options.quick else FULL
+    effort = NONE if options.refit else QUICK if options.quick else FULL
     settings = Settings(model=options.model, effort=effort, dtype=options.dtype, threads=options.threads)
     if not options.out.resolve().parent.is_dir():
         raise ConfigError("--out", f"{options.out.parent} is no directory", "name a file that can be written")
     earlier = None
     if options.add is not None:
-        found = record.read(options.add, here=conditions(settings))
+        # Alone, they may be of any machine.
+        found = record.read(options.add, here=None if options.refit else settings.conditions())
         earlier = Earlier(
-            observations=tuple(seen.observed for seen in found.observations), load_rates=tuple(found.load_rates)
+            observations=tuple(seen.observed for seen in found.observations),
+            load_rates=tuple(found.load_rates),
+            measured=found.measured,
+            conditions=found.conditions,
         )
     try:
         result = asyncio.run(run(settings, tell, earlier=earlier))
     except LaunchError as error:
         show_launch_error(error)
         return 1
-    write_profile(result.fit.profile, options.out)
+    measured = result.fit.profile
+    write_profile(replace(measured, name=options.name or measured.name), options.out)
     if options.observations is not None:
         record.write(result, options.observations)
     _show(options, result)

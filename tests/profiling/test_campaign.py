@@ -14,7 +14,7 @@ from janus.model.random_model import random_config, write_random_model
 from janus.profiles import load_profile, write_profile
 from janus.profiling.campaign import Earlier, Settings, run
 from janus.profiling.models import measured, write_models
-from janus.profiling.points import Effort
+from janus.profiling.points import NONE, Effort
 from tests.profiling import planted
 
 TINY = Effort(experts=(2,), batches=(1, 6), contexts=(8, 64), windows=1, window_s=0.1)
@@ -22,7 +22,7 @@ TINY = Effort(experts=(2,), batches=(1, 6), contexts=(8, 64), windows=1, window_
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    config = random_config(vocab_size=300, max_position_embeddings=512, dtype=torch.bfloat16)
+    config = random_config(vocab_size=300, max_position_embeddings=4096, dtype=torch.bfloat16)
     return write_random_model(tmp_path / "model", config, tokenizer=True)
 
 
@@ -48,7 +48,7 @@ async def test_a_real_cluster_is_measured(model: Path, tmp_path: Path, monkeypat
         assert 1 <= each.a_max <= 4  # four of eight experts on each instance
     # Contexts are those of the middle of the window, and longer than the prompt by then.
     assert all(each.load.context > prompt for each, prompt in zip(seen[:4], (8, 8, 64, 64), strict=True))
-    assert [each.load.prefill for each in seen[4:]] == [128, 384]
+    assert [each.load.prefill for each in seen[4:]] == [128, 512]
     profile = result.fit.profile
     write_profile(profile, tmp_path / "profile.toml")
     read = load_profile(tmp_path / "profile.toml")
@@ -64,9 +64,8 @@ async def test_a_real_cluster_is_measured(model: Path, tmp_path: Path, monkeypat
 async def test_what_was_seen_earlier_is_fitted_too(model: Path) -> None:
     machine = planted.profile()
     seen = tuple(planted.observe(machine, random.Random(1), noise=0.0))
-    nothing = Effort(experts=(), batches=(), contexts=(), windows=0, window_s=0.0)
     earlier = Earlier(observations=seen, load_rates=(1e9, 1.1e9, 1.2e9))
-    result = await run(Settings(model=model, effort=nothing, threads=1), print, earlier=earlier)
+    result = await run(Settings(model=model, effort=NONE, threads=1), print, earlier=earlier)
     assert result.observations == seen
     figure = result.fit.profile.figures["cpu-1.load_bytes_s"]
     assert figure.low is not None and figure.high is not None

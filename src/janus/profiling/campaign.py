@@ -6,34 +6,28 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 
 from janus.chaos.scenario import ClusterNeeds
 from janus.chaos.suite import with_cluster
-from janus.cluster.environment import usable_cores
 from janus.cluster.state import RunDirectory
 from janus.config.options import DType
-from janus.core.exchange_cost import LinkCost
-from janus.core.planning.hardware import Device, Figure, HardwareProfile
-from janus.errors import JanusError
 from janus.profiling import machine
 from janus.profiling.fit import Fit, fit
-from janus.profiling.least_squares import quantile
+from janus.profiling.machine import Conditions
 from janus.profiling.models import Measured, measured, write_models
 from janus.profiling.observations import Observation
-from janus.profiling.points import FULL, Effort, points
+from janus.profiling.points import FULL, NONE, Effort, points
 from janus.profiling.streams import Bench, Prober
+from janus.profiling.template import template
 
 #: Called with what is worth a line meanwhile.
 Tell = Callable[[str], None]
 
-#: Instances of one machine are on one node, however many there are: as many as ``janus up`` starts.
-_ON_ONE_NODE = 1024
 #: From here on it is worth saying that others use the machine.
 _BUSY_CORES = 0.2
 
@@ -48,19 +42,26 @@ class Settings:
     #: Threads of each instance; 0 = instances of a role share the machine's cores, as ``janus up`` has it.
     threads: int = 0
 
+    def conditions(self) -> Conditions:
+        """What observations of these settings on this machine have in common."""
+        return Conditions.here(dtype=self.dtype, threads=self.threads)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """What another run has seen under the same conditions."""
+    """What another run has seen under the same conditions. ``measured``: as in its profile."""
 
     observations: tuple[Observation, ...] = ()
     load_rates: tuple[float, ...] = ()
+    measured: Mapping[str, str] = field(default_factory=dict)
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The fit and what it was made of."""
 
+    conditions: Conditions
     fit: Fit
     observations: tuple[Observation, ...]
     #: Bytes per second that each expert instance loaded its replicas at.
@@ -70,37 +71,56 @@ class Result:
 async def run(settings: Settings, tell: Tell, *, earlier: Earlier | None = None) -> Result:
     """Measure this machine, and fit, what was seen ``earlier`` included.
 
+    Without any effort what was seen earlier is fitted alone, wherever that was.
+
     Raises:
         ConfigError: the model cannot be served.
         LaunchError: an instance did not start.
         JanusError: a request failed.
     """
-    campaign = _Campaign(settings, tell)
+    campaign, earlier = _Campaign(settings, tell), earlier or Earlier()
+    if settings.effort != NONE:
+        await _measure(settings, campaign)
+    observations = (*earlier.observations, *campaign.observations)
+    rates = (*earlier.load_rates, *campaign.load_rates)
+    conditions = settings.conditions()
+    if settings.effort == NONE and earlier.conditions is not None:
+        conditions = earlier.conditions
+    unfitted = template(conditions, rates, _circumstances(settings, observations, earlier))
+    return Result(conditions=conditions, fit=fit(observations, unfitted), observations=observations, load_rates=rates)
+
+
+async def _measure(settings: Settings, campaign: _Campaign) -> None:
     with tempfile.TemporaryDirectory(prefix="janus-profile-") as scratch:
         if settings.model is not None:
             models = [measured(settings.model, dtype=settings.dtype)]
         else:
-            tell("writing two models with random weights")
+            campaign.tell("writing two models with random weights")
             models = write_models(Path(scratch), dtype=settings.dtype, quick=settings.effort != FULL)
         for model in models:
             for experts in settings.effort.experts:
                 if experts <= model.sizes.experts:
                     await campaign.measure(model, experts)
-    earlier = earlier or Earlier()
-    observations = (*earlier.observations, *campaign.observations)
-    rates = (*earlier.load_rates, *campaign.load_rates)
-    template = _template(settings, rates, statistics.fmean(seen.others_cores for seen in observations))
-    return Result(fit=fit(observations, template), observations=observations, load_rates=rates)
 
 
-def conditions(settings: Settings) -> dict[str, str]:
-    """What must be the same for observations to be fitted together, by its key in a profile's ``measured``."""
-    cores, memory = usable_cores(), psutil.virtual_memory().total
-    return {
-        "hardware": f"{machine.cpu_name()}, {cores} cores, {memory / 2**30:.1f} GiB",
-        "dtype": settings.dtype,
-        "threads": str(settings.threads),
+def _circumstances(settings: Settings, observations: Sequence[Observation], earlier: Earlier) -> dict[str, str]:
+    """What a profile says of how it was measured."""
+    others = {"others_cores": f"{statistics.fmean(seen.others_cores for seen in observations):.2f}"}
+    if settings.effort == NONE:
+        return {**earlier.measured, **others}
+    conditions = settings.conditions()
+    now: dict[str, str] = {
+        "command": " ".join(["janus", *sys.argv[1:]]),
+        "hardware": conditions.hardware,
+        "dtype": conditions.dtype,
+        "threads": str(conditions.threads),
+        "commit": machine.commit(),
+        "date": machine.today(),
+        **others,
     }
+    if earlier.measured:
+        now["earlier"] = ", ".join(f"{key} {earlier.measured.get(key, '?')}" for key in ("date", "commit", "command"))
+    return now
 
 
 class _Campaign:
@@ -108,7 +128,7 @@ class _Campaign:
 
     def __init__(self, settings: Settings, tell: Tell) -> None:
         self._settings = settings
-        self._tell = tell
+        self.tell = tell
         self.observations: list[Observation] = []
         #: Bytes per second that expert instances loaded their replicas at.
         self.load_rates: list[float] = []
@@ -152,65 +172,9 @@ class _Campaign:
             self.observations.append(seen)
             busy = f"; others used {seen.others_cores:.1f} cores" if seen.others_cores > _BUSY_CORES else ""
             time = f"{1e3 * seen.total_s:.2f} ms ({1e3 * seen.low_s:.2f} to {1e3 * seen.high_s:.2f})"
-            self._tell(f"{bench.model.name} 1A{bench.experts}E {number}/{len(plan)}: {point.name}: {time}{busy}")
+            self.tell(f"{bench.model.name} 1A{bench.experts}E {number}/{len(plan)}: {point.name}: {time}{busy}")
         self.load_rates += await prober.load_rates()
 
 
 def _silent(_: str) -> None:
     """What ``janus up`` tells of its instances is not what somebody who profiles waits for."""
-
-
-def _template(settings: Settings, rates: Sequence[float], others: float) -> HardwareProfile:
-    """A profile of this machine in which the fitted figures are still missing.
-
-    ``others``: cores that processes which do not belong to the measurement kept busy, as a mean.
-    """
-    cores, memory = usable_cores(), psutil.virtual_memory().total
-    # What a device is: all cores, which the instances of a role share, or as many as an instance has threads.
-    alone = cores // settings.threads if settings.threads else 1
-    name, instances = f"cpu-{settings.threads}" if settings.threads else "cpu", max(1, alone)
-    share = f"{memory / 2**30:.1f} GiB of the machine, by {2 * instances}: the other role has as much"
-    device = Device(
-        name=name,
-        memory_bytes=round(memory / instances / 2),
-        weight_bytes_s=1.0,
-        kv_bytes_s=1.0,
-        flops_s=1.0,
-        load_bytes_s=_mean(rates).value,
-        shared_cores=instances,
-    )
-    link = LinkCost(message_s=0.0, latency_s=0.0, byte_s=0.0)
-    threads = f"Instances of --threads {settings.threads}" if settings.threads else "Instances that share the cores"
-    return HardwareProfile(
-        name=f"measured-{machine.slug()}",
-        kind="measured",
-        about=f"{threads} on {machine.cpu_name()}, in {settings.dtype}. The gateway and its clients were there too.",
-        devices={name: device},
-        intra=link,
-        inter=link,
-        devices_per_node=_ON_ONE_NODE,
-        figures={
-            f"{name}.memory_bytes": Figure(value=device.memory_bytes, source=share),
-            f"{name}.load_bytes_s": _mean(rates),
-            f"{name}.cost_per_hour": Figure(value=1.0, source="a unit"),
-        },
-        measured={
-            "command": " ".join(["janus", *sys.argv[1:]]),
-            **conditions(settings),
-            "commit": machine.commit(),
-            "date": machine.today(),
-            "others_cores": f"{others:.2f}",
-        },
-    )
-
-
-def _mean(rates: Sequence[float]) -> Figure:
-    """Mean and 95 % interval of what expert instances saw when they loaded."""
-    if not rates:
-        raise JanusError("no expert instance says how fast it loaded its replicas")
-    source = f"{len(rates)} expert instances, each as it started, from files in the page cache"
-    value = round(statistics.fmean(rates))
-    if len(rates) < 3:
-        return Figure(value=value, source=source)
-    half = quantile(len(rates) - 1) * statistics.stdev(rates) / len(rates) ** 0.5
-    return Figure(value=value, low=round(max(0.0, value - half)), high=round(value + half), source=source)

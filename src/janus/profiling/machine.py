@@ -6,11 +6,54 @@ import datetime
 import platform
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 import janus
+from janus.cluster.environment import usable_cores
+from janus.config.options import DType
 
 _SOURCES = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What was measured on, and how: observations belong together when these are the same."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    dtype: DType
+    #: Of each instance; 0 = instances of a role share the cores.
+    threads: int
+
+    @classmethod
+    def here(cls, *, dtype: DType, threads: int) -> Conditions:
+        """On this machine."""
+        return cls(
+            cpu=cpu_name(),
+            cores=usable_cores(),
+            memory_bytes=psutil.virtual_memory().total,
+            dtype=dtype,
+            threads=threads,
+        )
+
+    @property
+    def hardware(self) -> str:
+        """The machine in words."""
+        return f"{self.cpu}, {self.cores} cores, {self.memory_bytes / 2**30:.1f} GiB"
+
+    @property
+    def instances(self) -> int:
+        """Instances of a role that have a device to themselves."""
+        return max(1, self.cores // self.threads) if self.threads else 1
+
+    @property
+    def slug(self) -> str:
+        """The processor as part of a name: ``amd-epyc-family-26-model-2``."""
+        return re.sub(r"[^a-z0-9]+", "-", self.cpu.lower()).strip("-")
 
 
 def cpu_name() -> str:
@@ -22,11 +65,6 @@ def cpu_name() -> str:
     fields: dict[str, str] = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
     family = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else ""
     return fields.get("model name", platform.processor()) + family
-
-
-def slug() -> str:
-    """The processor's name as part of a profile's name: ``amd-epyc-family-26-model-2``."""
-    return re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
 
 
 def commit() -> str:

@@ -40,6 +40,8 @@ class Effort:
 
 
 FULL = Effort(experts=(1, 2, 4), batches=(1, 4, 16, 64), contexts=(16, 256, 768), windows=5, window_s=0.4)
+#: Nothing at all: what was measured before is fitted again.
+NONE = Effort(experts=(), batches=(), contexts=(), windows=0, window_s=0.0)
 QUICK = Effort(experts=(1, 2), batches=(1, 8, 64), contexts=(16, 256), windows=3, window_s=0.3)
 
 

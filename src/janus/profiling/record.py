@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from janus.errors import ConfigError
 from janus.profiling.campaign import Result
+from janus.profiling.machine import Conditions
 from janus.profiling.observations import PARTS, Observation
+
+#: Of ``Conditions``; memory is a little different after each start of a machine.
+_ALIKE = ("cpu", "cores", "dtype", "threads")
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +30,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A whole file."""
 
+    conditions: Conditions
     #: Command, hardware, commit, date and so on, as in the profile.
     measured: dict[str, str]
     median_error: float
@@ -45,6 +49,7 @@ def record_of(result: Result) -> Record:
         predicted = {part: float(getattr(step, part)) for part in (*PARTS, "hidden_s", "total_s")}
         seen.append(Seen(observed=observation, total_s=observation.total_s, predicted=predicted, error=error))
     return Record(
+        conditions=result.conditions,
         measured=dict(profile.measured),
         median_error=result.fit.median_error,
         worst_error=result.fit.worst_error,
@@ -66,24 +71,24 @@ def write(result: Result, path: Path) -> None:
         raise ConfigError("--observations", f"{path}: {error.strerror}", "name a file that can be written") from error
 
 
-def read(path: Path, *, here: Mapping[str, str]) -> Record:
+def read(path: Path, *, here: Conditions | None) -> Record:
     """Return what an earlier run has written.
 
-    ``here``: what must be the same in both, by its key in ``measured``.
+    ``here``: what it must have been measured on; ``None`` = anything.
 
     Raises:
         ConfigError: it cannot be read, is no such file, or was measured elsewhere or otherwise.
     """
+    remedy = "name a file of --observations"
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Record)
     except OSError as error:
-        raise ConfigError(
-            "--add", f"{path}: {error.strerror}", "name a file that --observations has written"
-        ) from error
+        raise ConfigError("--add", f"{path}: {error.strerror}", remedy) from error
     except msgspec.DecodeError as error:
-        raise ConfigError("--add", f"{path}: {error}", "name a file of --observations") from error
-    for key, value in here.items():
-        if found.measured.get(key) != value:
-            problem = f"{path} was measured with {key} {found.measured.get(key)!r}, and this is {value!r}"
+        raise ConfigError("--add", f"{path}: {error}", remedy) from error
+    for key in _ALIKE if here is not None else ():
+        then, now = getattr(found.conditions, key), getattr(here, key)
+        if then != now:
+            problem = f"{path} was measured with {key} {then!r}, and this is {now!r}"
             raise ConfigError("--add", problem, "add what was measured alike, or measure anew")
     return found

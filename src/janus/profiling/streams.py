@@ -160,7 +160,8 @@ class Prober:
             self._check(tasks)
             after, cores = await self._look(), meter.read()
             parts = self._parts(before, after, None, cores)
-            if parts:
+            # One step computes a prompt of up to the token budget; another was what streams before had left.
+            if parts.get("steps") == 1:
                 yield _Window(parts, point.prompt / 2, point.prompt / parts["steps"], cores.others)
 
     @contextlib.asynccontextmanager
