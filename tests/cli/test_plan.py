@@ -69,6 +69,8 @@ def test_the_controller_is_told_how_to_scale_where_something_does() -> None:
     assert "scale_command" not in arguments
     assert "hardware" not in arguments
     assert "slo_tpot" not in plan(UpOptions(model=Path("/m")))["controller-0"]
+    with pytest.raises(ConfigError, match="--max-experts: 5 is below the 6 that --experts starts with"):
+        UpOptions(model=Path("/m"), experts=6, scaling=scaling)
     with pytest.raises(ConfigError, match="--scale-command"):
         UpOptions(model=Path("/m"), scaling=ScalingOptions(scale_command="scale {attention} {experts}"))
 

@@ -136,3 +136,8 @@ class UpOptions:
         if self.scaling.scale_command:
             problem = "janus up adds and removes instances itself"
             raise ConfigError("--scale-command", problem, "leave it out, or start the controller without janus up")
+        for role in ("attention", "experts") if self.scaling.autoscale != "off" else ():
+            start, most = getattr(self, role), getattr(self.scaling, f"max_{role}")
+            if start > most and not (role == "experts" and self.monolithic):
+                problem = f"{most} is below the {start} that --{role} starts with"
+                raise ConfigError(f"--max-{role}", problem, f"use at least {start}, or start with fewer")
