@@ -1,8 +1,8 @@
 """The cost of the paper's testbed: an H100's published rates, and what four points of figure 9 say beyond them.
 
 With these rates alone steps take about a third as long as the paper's. What its software takes besides is not
-published; three coefficients stand for it, the least-squares solution of the relative errors of four operating points (TPOT is
-linear in them):
+published; three coefficients stand for it, the least-squares solution of the relative errors of four operating points
+(TPOT is linear in them):
 
 layer   seconds per layer, on each side: kernels that are launched and waited for
 token   seconds per stream and step, on its attention instance: choosing tokens, bookkeeping
