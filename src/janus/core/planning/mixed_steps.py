@@ -90,7 +90,7 @@ class Steps:
     def first_token_s(self, batch: Any, mixed: Mixed, use: Any) -> Any:
         """Return the mean time from arrival to the first token.
 
-        What is left of the running step, if there is one; prompts before it, which leave their instance free for a share
+        What is left of the running step, if there is one; prompts before it, which keep their instance for a share
         ``use`` of the time and take turns of one length (M/D/1: Pollaczek and Khinchine); its own steps, of which the
         last may compute less than a chunk.
         """
