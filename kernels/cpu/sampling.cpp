@@ -87,7 +87,8 @@ inline int octave(float weight) {
   return 127 - int(bits >> 23);
 }
 
-// Tokens that can survive: whole octaves, from the top, until the k largest or the top_p mass are surely among them.
+// Tokens that can survive: whole octaves, from the top, until the k largest are surely among them - all of them, since
+// top_p is a share of their mass - or, without a top_k, the top_p mass of the vocabulary.
 void collect(const float* e, long n, double total, const Draw& draw, std::vector<Candidate>& to) {
   long count[128] = {};
   double mass[128] = {};
@@ -104,8 +105,11 @@ void collect(const float* e, long n, double total, const Draw& draw, std::vector
     seen += count[o];
     gathered += mass[o];
     lowest = std::ldexp(1.0f, -o);
+    if (draw.top_k > 0 && draw.top_k < n) {
+      if (seen >= draw.top_k) break;
+      continue;
+    }
     if (lowest <= draw.min_p) break;
-    if (draw.top_k > 0 && seen >= draw.top_k) break;
     if (draw.top_p < 1.0 && gathered > draw.top_p * total * (1.0 + 1e-9)) break;
   }
   to.clear();

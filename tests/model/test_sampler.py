@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
@@ -139,10 +139,17 @@ def test_a_row_does_not_depend_on_its_neighbours(rows: list[dict[str, Any]], pos
     assert together == [sample(batch[i : i + 1], views[i : i + 1])[0][0] for i in range(len(rows))]
 
 
+def ranked(**params: Any) -> dict[str, Any]:
+    return {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0} | params
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(row_params, min_size=1, max_size=6), seed=st.integers(0, 99), vocab=st.sampled_from([5, 100, 2000])
 )
+# top_p is a share of what top_k leaves, also of what top_p or min_p then drops.
+@example(rows=[ranked(), ranked(), ranked(top_k=7, top_p=0.9)], seed=0, vocab=100)
+@example(rows=[ranked(top_k=50, top_p=0.9, min_p=0.1, seed=each) for each in range(6)], seed=1, vocab=100)
 def test_kernels_choose_what_torch_chooses(rows: list[dict[str, Any]], seed: int, vocab: int) -> None:
     batch = logits(len(rows), vocab, seed)
     views = [view((1, 2), (3,), frozenset({4}), **params) for params in rows]
