@@ -95,6 +95,10 @@ bench-loading: develop ## measure what loading replicas costs dispatches; writes
 bench-simulator: develop ## hold the simulator against a real cluster; writes benchmarks/results/simulator.json
 	$(BIN)/python -m benchmarks.simulator
 
+.PHONY: bench-planning
+bench-planning: develop ## time the planner's search and its tables; writes benchmarks/results/planning.json
+	$(BIN)/python -m benchmarks.planning
+
 .PHONY: bench-transport
 bench-transport: develop ## measure links beside ucxx and plain sockets; writes benchmarks/results/transport.json
 	$(BIN)/python -m benchmarks.transport --record
