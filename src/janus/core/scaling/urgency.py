@@ -45,7 +45,8 @@ def find_need(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Nee
 def full(seen: Observation, config: ScalingConfig) -> bool:
     """Whether the attention instances have no room for more streams; else gateways refuse for limits of their own."""
     room = seen.streams_most * seen.present.attention
-    return seen.queued > 0 or seen.kv_usage >= config.kv_usage or seen.running >= config.streams * room
+    waits = seen.queued > config.queue / 2 * max(1.0, seen.running)
+    return waits or seen.kv_usage >= config.kv_usage or seen.running >= config.streams * room
 
 
 def one_more(seen: Observation, config: ScalingConfig, outlook: Outlook) -> Counts:
