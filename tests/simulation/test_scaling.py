@@ -69,15 +69,15 @@ def test_what_is_observed_is_what_happened() -> None:
 def test_the_autoscaler_that_serves_follows_a_day() -> None:
     """A short day: it grows with the load, shrinks after it, and costs less than the peak all day."""
     config = cluster(1, 2)
-    workload = diurnal(40, 1200, peak_to_mean=3, period_s=1200, lengths=LENGTHS, seed=1)
+    workload = diurnal(25, 300, peak_to_mean=3, period_s=300, lengths=LENGTHS, seed=1)
     scaling = ScalingConfig(
-        slo_tpot_s=0.02,
+        slo_tpot_s=0.015,
         low=Counts(attention=1, experts=2),
         high=Counts(attention=6, experts=8),
-        interval_s=20,
-        look_back_s=60,
+        interval_s=10,
+        look_back_s=30,
     )
-    simulation = Simulation(config, workload, slo=Slo(tpot_s=0.02), scaler=Autoscaler(scaling))
+    simulation = Simulation(config, workload, slo=Slo(tpot_s=0.015), scaler=Autoscaler(scaling))
     report = simulation.run()
     assert report.outcomes["finished"] == report.requests
     sizes = [size.attention + size.experts for size in report.sizes]

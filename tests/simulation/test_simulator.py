@@ -49,7 +49,7 @@ def test_skipped_steps_change_nothing(attention: int, monkeypatch: pytest.Monkey
     assert skipped.tokens_per_device_s == pytest.approx(computed.tokens_per_device_s, rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     attention=st.integers(1, 3),
     rate=st.floats(1, 120),
