@@ -11,6 +11,7 @@ import typer.testing
 from janus.config import AttentionOptions, ControllerOptions, ExpertOptions, GatewayOptions, UpOptions
 from janus.config.cli import help_text, options_command
 from janus.config.fields import option_fields
+from janus_cli.models import ModelsInspectOptions, ModelsListOptions, ModelsRandomOptions
 from janus_cli.options import (
     ChatOptions,
     DemoOptions,
@@ -36,6 +37,9 @@ OPTIONS = [
     RestartOptions,
     ScaleOptions,
     StatusOptions,
+    ModelsInspectOptions,
+    ModelsListOptions,
+    ModelsRandomOptions,
 ]
 EXECUTABLES = [
     ("janus_gateway", "janus-gateway"),

@@ -108,4 +108,6 @@ def test_random_model_is_reproducible_and_read_by_tokenizers(random_model: Calla
     text = "héllo, wörld \n 你好"
     ids = tokenizer.encode(text).ids
     assert tokenizer.decode(ids) == text
-    assert max(ids) < 320
+    assert max(ids) < 258
+    assert tokenizer.get_vocab_size() == 320
+    assert tokenizer.decode([319, 258]) == " w61 w0"

@@ -90,9 +90,9 @@ def write_random_model(
     """Write a checkpoint with weights N(0, std) (norms around 1) in ``config.torch_dtype``, and return its directory.
 
     With ``config.fp8_block`` the matrices of attention and experts are in FP8, as DeepSeek-V3's are; with
-    ``config.mxfp4`` those of experts are in MXFP4, as gpt-oss's are. The same seed and
-    config give the same bytes. With ``tokenizer`` a byte-level one is written too (needs ``vocab_size`` of at least
-    258): two special tokens, then one token per byte.
+    ``config.mxfp4`` those of experts are in MXFP4, as gpt-oss's are. The same seed and config give the same bytes. With
+    ``tokenizer`` a byte-level one is written too (needs ``vocab_size`` of at least 258): two special tokens, one token
+    per byte, and words that only the model says.
     """
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
@@ -121,9 +121,12 @@ def _write_tokenizer(directory: Path, config: ModelConfig) -> None:
 
     specials = ["<|pad|>", "<|end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate(specials + alphabet)}
-    if len(vocab) > config.vocab_size:
-        raise ValueError(f"vocab_size {config.vocab_size} is too small for a byte-level tokenizer of {len(vocab)}")
+    tokens = specials + alphabet
+    if len(tokens) > config.vocab_size:
+        raise ValueError(f"vocab_size {config.vocab_size} is too small for a byte-level tokenizer of {len(tokens)}")
+    # Never chosen by the tokenizer, but by the model: a token without a text would be missing from every stream.
+    tokens += [f"\u0120w{number}" for number in range(config.vocab_size - len(tokens))]
+    vocab = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
