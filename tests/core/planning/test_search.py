@@ -205,11 +205,11 @@ def test_64_by_64_takes_less_than_a_tenth_of_a_second() -> None:
     asked = problem(a_max=lambda _: table, most_attention=64, most_experts=64, percentile=99.0, headroom=0.2)
     took = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.process_time()
         search(asked)
-        took.append(time.perf_counter() - begun)
-    # Tenfold, for machines that do much else; what it takes is printed by benchmarks/planning.
-    assert min(took) < 1.0
+        took.append(time.process_time() - begun)
+    # Fivefold, for slower machines; what it takes is in docs/planning.md.
+    assert min(took) < 0.5
 
 
 def test_each_constraint_is_named_where_it_is_the_one() -> None:
