@@ -327,15 +327,16 @@ def _scaler(options: SimulateOptions, config: ClusterConfig, slo_tpot_s: float) 
     from janus.core.planning.memory import least_experts
     from janus.core.scaling.autoscaler import Autoscaler
     from janus.core.scaling.contract import Counts, ScalingConfig
+    from janus.core.scaling.learned import LearnedModel
 
     scaling = options.scaling
-    return Autoscaler(
-        ScalingConfig(
-            slo_tpot_s=slo_tpot_s,
-            percentile=scaling.percentile,
-            low=Counts(attention=1, experts=least_experts(config.model, config.slots)),
-            high=Counts(attention=scaling.max_attention, experts=max(scaling.max_experts, config.experts)),
-            interval_s=scaling.interval_s,
-            look_back_s=max(300.0, scaling.interval_s),
-        )
+    held_to = ScalingConfig(
+        slo_tpot_s=slo_tpot_s,
+        percentile=scaling.percentile,
+        low=Counts(attention=1, experts=least_experts(config.model, config.slots)),
+        high=Counts(attention=scaling.max_attention, experts=max(scaling.max_experts, config.experts)),
+        interval_s=scaling.interval_s,
+        look_back_s=max(300.0, scaling.interval_s),
     )
+    # As in the placement-controller, which knows the model.
+    return Autoscaler(held_to, model=LearnedModel(held_to, experts=config.model.experts, top_k=config.model.top_k))
