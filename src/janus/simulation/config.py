@@ -40,6 +40,8 @@ class ClusterConfig:
     heartbeat_s: float = 0.5
     #: From the launch of a process until it registers; loading comes on top, at the device's rate.
     start_s: float = 5.0
+    #: Seconds that the gateway takes per request, one request after the other.
+    accept_s: float = 0.0
     #: Until a peer's death is noticed: the link breaks.
     notice_s: float = 0.005
     recovery_timeout_s: float = 10.0

@@ -67,8 +67,8 @@ class Gateway:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def arrive(self, number: int, *, prompt: int, output: int) -> None:
-        """A client asks for ``output`` tokens after a prompt of ``prompt``."""
+    def arrive(self, number: int, *, prompt: int, output: int, sent_s: float) -> None:
+        """A request for ``output`` tokens after a prompt of ``prompt`` is read; its client sent it at ``sent_s``."""
         now = self._agenda.now
         self._bring_choice_up_to_date()
         request_id = f"r{number}"
@@ -76,12 +76,12 @@ class Gateway:
         try:
             name = self.admission.admit(request_id, prompt_tokens=prompt, max_tokens=output, now=now)
         except RequestError as error:
-            self._records.ended(Outcome.of(error), arrived_s=now, now=now)
+            self._records.ended(Outcome.of(error), arrived_s=sent_s, now=now)
             return
         prompt_ids = self._prompts.setdefault(prompt, [0] * prompt)
         params = SamplingParams(max_tokens=output, ignore_eos=True)
         sequence = TokenSequence(request_id=request_id, prompt_ids=prompt_ids, params=params)
-        track = Track(sequence=sequence, arrived_s=now, instance=name)
+        track = Track(sequence=sequence, arrived_s=sent_s, instance=name)
         instance = self._live.get(name)
         if instance is None:
             self._orphan(track, avoid=(name,))

@@ -78,7 +78,9 @@ class Simulation:
         )
         self.control = ControlPlane(config, agenda=self.agenda, hooks=hooks)
         self.control.start()
+        #: The next request, those that the gateway has not read, and when it has read all of them.
         self._next = self._coming = 0
+        self._accepts_s = 0.0
         if isinstance(workload, ClosedLoop):
             self.gateway.ended = self._ask_again
             for _ in range(min(workload.streams, workload.requests)):
@@ -109,7 +111,7 @@ class Simulation:
         self.agenda.run(arriving_s, done=self._is_over if isinstance(workload, ClosedLoop) else _never)
         self._settle()
         arriving_s, device_s, tokens = self.agenda.now, self.control.device_s(), self.records.output_tokens
-        if self.gateway.in_flight:
+        if not self._is_over():
             self.agenda.run(arriving_s + _LAST_S, done=self._is_over)
         self._settle()
         self.check()
@@ -148,23 +150,28 @@ class Simulation:
         index, workload = self._next, self.workload
         assert isinstance(workload, Workload)
         self._next += 1
-        self.gateway.arrive(index, prompt=int(workload.prompt[index]), output=int(workload.output[index]))
+        self._accept(index, int(workload.prompt[index]), int(workload.output[index]))
         self._schedule_arrival()
 
     def _ask_again(self) -> None:
-        """One of the clients that wait for their answers sends its next request, in an event of its own."""
+        """One of the clients that wait for their answers sends its next request."""
         index, workload = self._next, self.workload
         assert isinstance(workload, ClosedLoop)
-        if index >= workload.requests:
-            return
-        self._next += 1
+        if index < workload.requests:
+            self._next += 1
+            self._accept(index, workload.prompt, workload.output)
+
+    def _accept(self, index: int, prompt: int, output: int) -> None:
+        """A client sends a request; the gateway reads one after the other, in events of their own."""
+        sent_s = self.agenda.now
         self._coming += 1
+        self._accepts_s = max(self._accepts_s, sent_s) + self.config.accept_s
 
         def arrive() -> None:
             self._coming -= 1
-            self.gateway.arrive(index, prompt=workload.prompt, output=workload.output)
+            self.gateway.arrive(index, prompt=prompt, output=output, sent_s=sent_s)
 
-        self.agenda.after(0.0, arrive)
+        self.agenda.at(self._accepts_s, arrive)
 
     # -- the cluster -----------------------------------------------------------------------------------------------
 
