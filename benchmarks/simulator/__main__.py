@@ -1,9 +1,10 @@
 """Compare the simulator with the cluster on this machine, and measure how fast it is.
 
-    python -m benchmarks.simulator --hardware my-profile.toml
+    python -m benchmarks.simulator
 
-Writes benchmarks/results/simulator.json. Without ``--hardware`` the profile is the measured one that is shipped; it
-must be of this machine, or the comparison says nothing about the simulator: ``janus profile`` measures one.
+Writes benchmarks/results/simulator.json. A quick profile of this machine is measured first, with one attention
+instance; ``--hardware`` takes another one, which must be of this machine too, or the comparison says nothing about the
+simulator.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from benchmarks.written import as_json
 
 from janus.cluster.environment import usable_cores
 from janus.core.planning.hardware import HardwareProfile
-from janus.profiles import load_profile, shipped
+from janus.profiles import load_profile
+from janus.profiling import campaign
+from janus.profiling.points import QUICK
 
 _REPOSITORY = Path(__file__).parents[2]
 _RESULT = _REPOSITORY / "benchmarks" / "results" / "simulator.json"
@@ -39,12 +42,12 @@ _QUIET_CORES = 0.3
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", default="", help="profile of this machine: its name, or a file")
+    parser.add_argument("--hardware", default="", help="profile of this machine, a name or a file: none is measured")
     parser.add_argument("--only", default="", help="points whose name contains this")
     parser.add_argument("--no-speed", action="store_true", help="leave out how fast it is")
     parser.add_argument("--out", type=Path, default=_RESULT)
     given = parser.parse_args()
-    profile = load_profile(given.hardware or _measured())
+    profile = load_profile(given.hardware) if given.hardware else asyncio.run(_measured())
     points = [point for point in POINTS if given.only in point.name]
     with tempfile.TemporaryDirectory(prefix="janus-simulator-") as scratch:
         observed = asyncio.run(real.observe(real.models(Path(scratch)), points, _tell))
@@ -64,11 +67,13 @@ def main() -> None:
     _tell(f"median error {result['median_error']:.1%}, worst {result['worst_error']:.1%}; {given.out} written")
 
 
-def _measured() -> str:
-    for name in shipped():
-        if load_profile(name).kind == "measured":
-            return name
-    raise SystemExit("no measured profile is shipped: run janus profile, and give its file with --hardware")
+async def _measured() -> HardwareProfile:
+    """A profile of this machine, from a minute or two of its clusters."""
+    result = await campaign.run(campaign.Settings(effort=QUICK), _tell)
+    _tell(
+        f"profile: step times within {result.fit.median_error:.1%} in the median, {result.fit.worst_error:.1%} at worst"
+    )
+    return result.fit.profile
 
 
 def _row(observed: real.Observed, seen: real.Seen, profile: HardwareProfile) -> dict[str, Any]:
