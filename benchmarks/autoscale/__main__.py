@@ -6,8 +6,8 @@
 Every attention and expert instance has a share of a core of its own (a cgroup quota), as if it ran on a device of its
 own: instances of one machine share its cores otherwise, and more of them serve no more. Needs Linux and root for that.
 
-First it is measured what one instance of each role gives few and many streams. The SLO is what it gives 16, and the day
-that is made up has twice the load at its peak that one of each bears within it; both can be given instead.
+First it is measured what one instance of each role gives few and many streams. The SLO is what it gives 40, and the day
+that is made up has at its peak half as much load again as one of each bears within it; both can be given instead.
 
 Fixed numbers that are tried: those that the autoscaled run had at most (provisioned for the peak), and some between
 that and one of each. The best of them is the one with the fewest instances that reaches the target.
@@ -160,10 +160,10 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, default=1, help="divide the trace's lengths by this")
     parser.add_argument("--longest", type=int, default=256, help="tokens of a prompt or an answer at most")
     parser.add_argument("--workload", default="", help="without a trace: as for janus simulate (default: a day)")
-    parser.add_argument("--peak", type=float, default=2.0, help="of the day, over what one of each bears")
+    parser.add_argument("--peak", type=float, default=1.5, help="of the day, over what one of each bears")
     parser.add_argument("--seconds", type=float, default=110.0, help="length of what is replayed")
     parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--slo-tpot", default="", help="default: what one of each gives 16 streams")
+    parser.add_argument("--slo-tpot", default="", help="default: what one of each gives 40 streams")
     parser.add_argument("--percentile", type=float, default=90.0, help="of the SLO, for the autoscaler")
     parser.add_argument("--target", type=float, default=0.9, help="share within the SLO that fixed numbers must reach")
     parser.add_argument("--cores", type=float, default=0.15, help="of each attention and expert instance")

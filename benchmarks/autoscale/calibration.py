@@ -9,7 +9,7 @@ from benchmarks.autoscale.quota import Quotas
 from benchmarks.autoscale.runs import Watch, cluster
 from benchmarks.load.client import LoadSpec, run_load
 
-_FEW, _MANY, _MIDDLE = 4, 28, 16
+_FEW, _MANY, _MIDDLE = 4, 48, 40
 _SECONDS = 6.0
 
 

@@ -36,7 +36,7 @@ def test_fixed_numbers_go_from_the_peak_down_to_one_of_each() -> None:
 
 
 def test_the_load_is_what_littles_law_says() -> None:
-    known = OneOfEach(few_s=0.020, many_s=0.044)
+    known = OneOfEach(few=4, many=28, few_s=0.020, many_s=0.044)
     assert known.tpot_s(16) == pytest.approx(0.032)
     # 16 streams that get a token every 32 ms, 64 tokens per request.
     assert known.rate(0.032, 64) == pytest.approx(16 / (64 * 0.032))
