@@ -1,8 +1,8 @@
 """``python -m janus.cluster.nursery FD PARENT MODULES PADDING``: loads what instances need once, and forks them.
 
 A forked instance listens earlier than one that has to load torch for itself, costs less CPU time, and shares the
-memory of what is loaded. This process stays single-threaded, touches no device, and loads neither UCX nor CuPy, so that a
-fork of it is as good as a new process (``tests/cli/test_nursery.py`` checks that).
+memory of what is loaded. This process stays single-threaded, touches no device, and loads neither UCX nor CuPy, so that
+a fork of it is as good as a new process (``tests/cli/test_nursery.py`` checks that).
 
 Its parent asks over a socket of packets: one JSON object ``{"module", "arguments", "environment", "fds"}`` with the
 descriptors themselves, standard ones first. It answers ``{"pid"}``, with a pidfd, or ``{"problem"}``, and reports every

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from janus.config.options import PlacementName, SchedulerName
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.memory import USABLE_MEMORY
@@ -80,8 +81,8 @@ class System:
     """One of the systems."""
 
     name: str
-    placement: str
-    scheduler: str
+    placement: PlacementName
+    scheduler: SchedulerName
     #: Ways to exchange that it has.
     modes: tuple[Mode, ...]
     #: ``(setting, load, most devices)`` -> everything that it could run the load on, fewest devices first.
