@@ -12,7 +12,7 @@ import pytest
 from benchmarks.markdown import write_into
 from benchmarks.serving.breakdown import step_breakdown
 from benchmarks.serving.campaign import Campaign, Cell, Schedule
-from benchmarks.serving.checkpoints import _write_tokenizer
+from benchmarks.serving.checkpoints import write_tokenizer
 from benchmarks.serving.machine import Patience
 from benchmarks.serving.report import summary, tables, vs
 from benchmarks.serving.worker import Worker, WorkerError
@@ -125,7 +125,7 @@ def test_no_two_batches_share_a_prompt() -> None:
 def test_every_token_of_the_benchmark_model_has_text(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
-    _write_tokenizer(tmp_path, 1000)
+    write_tokenizer(tmp_path, 1000)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == 1000
     assert all(tokenizer.decode([token]) for token in range(2, 1000))

@@ -167,8 +167,8 @@ def test_the_bounds_are_never_below_monte_carlo(data: st.DataObject) -> None:
         draws=16,
         layers=1,
     )
-    # Where all draws were alike, they still are but a few.
-    chance = 3 * table.error + 0.15
+    # All 16 draws may be alike by chance: between two neighbouring numbers the deviation of their mean is up to 0.5 / 4.
+    chance = 3 * np.maximum(table.error, 0.125)
     for row, placed in enumerate(held):
         for column, batch in enumerate(table.batches):
             certain = certain_bound(placed, ids[:, 150:], batch=batch).mean()

@@ -11,7 +11,7 @@ from transformers import Qwen3MoeConfig
 from janus.model.random_model import write_random_model
 from tests.model.engine import Engine
 from tests.model.families.harness import TINY, both, check_random_model, config_in, prompts, reference, write
-from tests.model.families.test_deepseek_v3 import dequantised
+from tests.model.families.test_fp8 import dequantised
 
 
 def config_of() -> Qwen3MoeConfig:
