@@ -167,7 +167,7 @@ def test_the_bounds_are_never_below_monte_carlo(data: st.DataObject) -> None:
         draws=16,
         layers=1,
     )
-    # All 16 draws may be alike by chance: between two neighbouring numbers the deviation of their mean is up to 0.5 / 4.
+    # All 16 draws may be alike by chance: between two neighbouring numbers their mean deviates by up to 0.5 / 4.
     chance = 3 * np.maximum(table.error, 0.125)
     for row, placed in enumerate(held):
         for column, batch in enumerate(table.batches):
