@@ -145,7 +145,7 @@ class Worker:
         }
         if self.exchange is not None:
             for member in listed:
-                if member.role == "expert" and not await self._answers(
+                if member.role == "expert" and not await self._responds(
                     self.exchange.links, member.instance, member.incarnation
                 ):
                     self.exchange.links[member.instance] = await connect(
@@ -174,7 +174,7 @@ class Worker:
         link = links.get(name)
         return link is not None and not link.closed and link.peer.incarnation == incarnation
 
-    async def _answers(self, links: dict[str, Link], name: str, incarnation: str) -> bool:
+    async def _responds(self, links: dict[str, Link], name: str, incarnation: str) -> bool:
         """Whether that link is up and answers: over a network that was cut, one seems up until its silence is long."""
         if not self._linked(links, name, incarnation):
             return False
