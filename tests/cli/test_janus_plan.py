@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,14 +25,6 @@ from janus_cli.plan_traffic import traffic_of
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = SpaceOptions(max_attention=6, max_experts=10, micro_batches="1")
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """The command sends logs to stderr; other tests of this process have their own wishes."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
 
 
 def options(**more: Any) -> PlanOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 from collections.abc import AsyncIterator
 
 import pytest
@@ -81,10 +82,14 @@ async def test_messages_between_nodes_fall_to_one_per_pair_of_nodes(nodes: Start
     for way in WAYS[:3]:
         world = await nodes(exchange=way)
         await world.run(0, given)
-        before = sum(exchange.times.frames for exchange in world.attention.values())
-        for _ in range(5):
+        rounds = []
+        for _ in range(7):
+            before = sum(exchange.times.frames for exchange in world.attention.values())
             await world.run(0, given)
-        sent[way] = (sum(exchange.times.frames for exchange in world.attention.values()) - before) / 5
+            rounds.append(sum(exchange.times.frames for exchange in world.attention.values()) - before)
+        # A leader does not wait for long: on a busy machine a member is late now and then, and its rows go after.
+        sent[way] = statistics.median(rounds)
+        assert max(rounds) <= 16
     assert sent == {"direct": 16, "aggregated": 8, "two-phase": 4}
 
 
