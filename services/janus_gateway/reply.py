@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from janus_gateway.shapes import DONE, Shape, Usage, event
 from janus_gateway.spec import GenerationSpec
 
 log = structlog.get_logger()
+
+#: How long a client may take to read the error that ends its answer.
+_LAST_WORDS_S = 5.0
 
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -69,12 +73,16 @@ class GenerationResponse(Response):
             error = _first(group)
             job.metrics.refused(error.status, error.code)
             log.warning("request_failed", request_id=job.request_id, code=error.code, problem=error.message)
-            if answer.started:
-                # The status line is out; the stream's last words have to say it.
-                body = error_body(error.status, error.message, param=error.param, code=error.code)
-                await answer.write(event(body) + DONE, more=False)
-            else:
-                await error_response(error)(scope, receive, send)
+            job.generation.close()  # whoever reads its end slowly, nobody computes for it any more
+            # A client that reads nothing would keep this waiting, and its connection, for as long as it likes.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    if answer.started:
+                        # The status line is out; the stream's last words have to say it.
+                        body = error_body(error.status, error.message, param=error.param, code=error.code)
+                        await answer.write(event(body) + DONE, more=False)
+                    else:
+                        await error_response(error)(scope, receive, send)
         finally:
             job.generation.close()
 
