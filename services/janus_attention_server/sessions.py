@@ -11,6 +11,7 @@ import structlog
 from janus.errors import LinkBusy, LinkError
 from janus.messages import Message
 from janus.messages.control import Cancel, Identity, Submit, TokenDelta, Tokens
+from janus.runtime.tasks import OwnedTasks
 from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger()
@@ -37,6 +38,8 @@ class Sessions:
         self._engine = engine
         self._owner: dict[str, GatewaySession] = {}
         self._open: set[GatewaySession] = set()
+        #: Send to gateways that are slow.
+        self.senders = OwnedTasks()
 
     def open(self, identity: Identity) -> GatewaySession:
         """Return the handler of a new link from a gateway."""
@@ -113,7 +116,10 @@ class GatewaySession:
             link.post_message(Tokens(deltas=self._unsent, kv_usage=self._kv_usage))
             self._unsent = []
         except LinkBusy:
-            self.sender = asyncio.create_task(self._send_slowly(link), name=f"tokens[{self.name}]")
+            name = f"tokens[{self.name}]"
+            self.sender = self._sessions.senders.start(
+                self._send_slowly(link), name=name, failed=lambda error: link.abort(f"cannot be sent tokens: {error}")
+            )
         except LinkError:
             self._unsent = []  # on_closed follows, or has come already
 

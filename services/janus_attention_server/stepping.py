@@ -143,6 +143,7 @@ class Stepping:
                     await self._node.close("shutting down")
         finally:
             await listener.close()
+            await self._sessions.senders.close()
 
     def _load(self, limits: BatcherConfig) -> tuple[AttentionModel, PagedKVCache, ExpertExchange[Any]]:
         options, checkpoint, config = self._options, self._checkpoint, self._checkpoint.config

@@ -15,6 +15,7 @@ from janus.runtime import garbage
 from janus.runtime.device import chosen_device, torch_dtype
 from janus.runtime.model_server import ModelServer
 from janus.runtime.service import ServiceContext
+from janus.runtime.tasks import OwnedTasks
 from janus_expert_server.capacity import replica_capacity
 from janus_expert_server.metrics import EngineCollector
 from janus_expert_server.stepping import Stepping
@@ -44,7 +45,7 @@ class ExpertServer(ModelServer):
         self._stepping = Stepping(
             options=options, checkpoint=checkpoint, identity=identity, on_listening=self.listening
         )
-        self._loads: set[asyncio.Task[None]] = set()
+        self._loads = OwnedTasks()
         self._newest_epoch = 0
         self._released = asyncio.Event()
         dtype, device = torch_dtype(options.dtype), chosen_device(options.device)
@@ -59,8 +60,7 @@ class ExpertServer(ModelServer):
         try:
             await super().serve(joining)
         finally:
-            for load in self._loads:
-                load.cancel()
+            await self._loads.close()
 
     def register(self) -> Register:
         engine = self._stepping.engine
@@ -112,9 +112,7 @@ class ExpertServer(ModelServer):
 
     def on_load_placement(self, message: LoadPlacement) -> None:
         self._newest_epoch = max(self._newest_epoch, message.table.epoch)
-        load = asyncio.create_task(self._load(message), name=f"load[epoch {message.table.epoch}]")
-        self._loads.add(load)
-        load.add_done_callback(self._loads.discard)
+        self._loads.start(self._load(message), name=f"load[epoch {message.table.epoch}]")
 
     async def _load(self, message: LoadPlacement) -> None:
         started = time.monotonic()

@@ -108,6 +108,10 @@ class AttentionPool:
         for track in [*self._tracks.values(), *self._orphans]:
             self._fail(track, error)
 
+    async def close(self) -> None:
+        """Send no more messages; the links are closed by whoever opened them."""
+        await self._instances.close()
+
     # -- the cluster ---------------------------------------------------------------------------------------------
 
     def on_view(self, view: ClusterView) -> None:

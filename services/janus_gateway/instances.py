@@ -10,6 +10,7 @@ import structlog
 from janus.core.admission import Admission
 from janus.errors import LinkError
 from janus.messages.control import Cancel, ClusterView, Member
+from janus.runtime.tasks import OwnedTasks
 from janus.transport.link import Link
 from janus_gateway.generation import Track
 from janus_gateway.outbox import Outbox
@@ -24,6 +25,7 @@ class AttentionInstances:
         self._admission = admission
         self._links: Mapping[str, Link] = {}
         self._outboxes: dict[Link, Outbox] = {}
+        self._tasks = OwnedTasks()
         self._members: list[Member] = []
         #: Instances that the controller calls ready, linked or not.
         self.ready: frozenset[str] = frozenset()
@@ -106,6 +108,10 @@ class AttentionInstances:
         if outbox is not None:
             outbox.close()
 
+    async def close(self) -> None:
+        """Send nothing more; for when the links are closed."""
+        await self._tasks.close()
+
     def _post(self, track: Track, instance: str) -> bool:
         link = self._links.get(instance)
         if link is None or link.closed:
@@ -123,5 +129,5 @@ class AttentionInstances:
         if outbox is None:
             # A submit and a cancel for each sequence that may be there.
             waiting = 2 * self._admission.config.max_requests
-            outbox = self._outboxes[link] = Outbox(link, max_waiting=waiting)
+            outbox = self._outboxes[link] = Outbox(link, max_waiting=waiting, tasks=self._tasks)
         return outbox

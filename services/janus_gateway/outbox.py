@@ -9,6 +9,7 @@ import structlog
 
 from janus.errors import LinkBusy, LinkError
 from janus.messages import Message
+from janus.runtime.tasks import OwnedTasks
 from janus.transport.link import Link
 
 log = structlog.get_logger()
@@ -20,9 +21,11 @@ _STALL_LIMIT_S = 10.0
 class Outbox:
     """Posts at once as long as the link has credit; a burst beyond it waits here, at most ``max_waiting`` messages."""
 
-    def __init__(self, link: Link, *, max_waiting: int) -> None:
+    def __init__(self, link: Link, *, max_waiting: int, tasks: OwnedTasks) -> None:
+        """``tasks``: owns what sends while messages wait."""
         self._link = link
         self._max_waiting = max_waiting
+        self._tasks = tasks
         self._waiting: deque[Message] = deque()
         self._sender: asyncio.Task[None] | None = None
 
@@ -38,7 +41,7 @@ class Outbox:
                 return
             except LinkBusy:
                 name = f"outbox[{self._link.peer.instance}]"
-                self._sender = asyncio.get_running_loop().create_task(self._send_waiting(), name=name)
+                self._sender = self._tasks.start(self._send_waiting(), name=name, failed=self._failed)
         elif len(self._waiting) >= self._max_waiting:
             raise LinkBusy(self._link.peer.instance, f"{len(self._waiting)} messages wait for it")
         self._waiting.append(message)
@@ -54,6 +57,10 @@ class Outbox:
             self._link.abort(f"takes no messages: {error.problem}")
         finally:
             self._sender = None
+
+    def _failed(self, error: BaseException) -> None:
+        self._waiting.clear()
+        self._link.abort(f"its messages cannot be sent: {type(error).__name__}")
 
     def close(self) -> None:
         """Drop what waits; the link is gone."""

@@ -17,6 +17,7 @@ from janus.runtime.http import HttpServer, ops_app
 from janus.runtime.peers import PeerSet
 from janus.runtime.service import ServiceContext
 from janus.runtime.sockets import handed_down
+from janus.runtime.tasks import OwnedTasks
 from janus.transport.contract import LinkOptions
 from janus_gateway.app import AppConfig, Gateway, create_app
 from janus_gateway.attention_pool import AttentionPool
@@ -84,6 +85,7 @@ class GatewayService:
         )
         self._http_port = self._ops_port = 0
         self._ready = asyncio.Event()
+        self._tasks = OwnedTasks()
 
     async def run(self) -> None:
         """Start everything, wait for the end, stop everything."""
@@ -97,7 +99,6 @@ class GatewayService:
             ops = ops_app(context.health, self._metrics.registry, refresh=self._metrics.refresh)
             servers.append(HttpServer(ops, host=common.host, port=common.ops_port, field="--ops-port"))
         self._http_port, self._ops_port = servers[0].port, servers[-1].port
-        reporting: asyncio.Task[None] | None = None
         try:
             for server in servers:
                 if server is not public or listener is None:
@@ -106,7 +107,7 @@ class GatewayService:
             garbage.settle()
             self._update_health()
             self._client.start()
-            reporting = asyncio.create_task(self._report_traffic(), name="report-traffic")
+            self._tasks.start(self._report_traffic(), name="report-traffic")
             if listener is not None:
                 await self._first(self._ready, context.stop, timeout_s=_ACCEPT_AFTER_S)
                 if not context.stop.is_set():
@@ -114,10 +115,10 @@ class GatewayService:
             await context.stop.wait()
             await self._drain(shared=None if listener is None else public)
         finally:
-            if reporting is not None:
-                reporting.cancel()
+            await self._tasks.close()
             await asyncio.gather(*(server.close() for server in servers))
             await self._peers.close("shutting down")
+            await self._pool.close()
             await self._client.close("shutting down")
 
     async def _report_traffic(self) -> None:

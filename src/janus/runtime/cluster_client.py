@@ -23,6 +23,7 @@ from janus.messages.control import (
     Registered,
 )
 from janus.runtime.backoff import Backoff, Reminder
+from janus.runtime.tasks import OwnedTasks
 from janus.transport.endpoint import connect
 from janus.transport.link import InFrame, Link
 
@@ -63,7 +64,7 @@ class ClusterClient:
         self._identity = identity
         self._secret = secret
         self._events = events
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = OwnedTasks()
         self._link: Link | None = None
         self._missing = Reminder()
         self._leaving = False
@@ -81,7 +82,7 @@ class ClusterClient:
 
     def start(self) -> None:
         """Begin to look for the controller."""
-        self._task = asyncio.create_task(self._run(), name="cluster-client")
+        self._tasks.start(self._run(), name="cluster-client", failed=self._failed)
 
     def leave(self, reason: str) -> None:
         """Tell the controller that this instance drains; it will not be planned with any more."""
@@ -102,12 +103,13 @@ class ClusterClient:
 
     async def close(self, reason: str) -> None:
         """Take leave of the controller."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.close()
         if self._link is not None:
             await self._link.close(reason)
+
+    def _failed(self, error: BaseException) -> None:
+        """An instance that nobody dials the controller for would serve on unseen: better it ends, and is restarted."""
+        self._events.on_fatal(f"the link to the controller is kept up no more ({type(error).__name__}: {error})")
 
     def _post(self, message: Message) -> None:
         if self._link is None or self._link.closed:

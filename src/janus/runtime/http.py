@@ -17,6 +17,10 @@ from starlette.routing import BaseRoute, Route
 
 from janus.runtime.health import Health
 from janus.runtime.sockets import BACKLOG, open_tcp
+from janus.runtime.tasks import OwnedTasks
+
+#: What open connections are given to end, and what the server may take in all.
+_GRACE_S, _CLOSE_LIMIT_S = 2, 5.0
 
 
 class _Server(uvicorn.Server):
@@ -49,15 +53,16 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             server_header=False,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=_GRACE_S,
             backlog=BACKLOG,
         )
         self._server = _Server(config)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = OwnedTasks()
+        self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve from now on."""
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name=f"http[{self.port}]")
+        self._serving = self._tasks.start(self._server.serve(sockets=[self._socket]), name=f"http[{self.port}]")
 
     def stop_accepting(self) -> None:
         """Take no new connections; those that are there are served on. Other processes may accept from the socket.
@@ -71,9 +76,9 @@ class HttpServer:
     async def close(self) -> None:
         """Stop taking connections, give open ones a moment, then close them."""
         self._server.should_exit = True
-        if self._task is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        if self._serving is not None:
+            await asyncio.wait({self._serving}, timeout=_CLOSE_LIMIT_S)
+            await self._tasks.close()
         self._socket.close()
 
 

@@ -8,6 +8,7 @@ import structlog
 
 from janus.exchange.probing import measure_links
 from janus.exchange.remote import RemoteExchange
+from janus.runtime.tasks import OwnedTasks
 
 log = structlog.get_logger()
 
@@ -22,6 +23,7 @@ class LinkMeter:
     def __init__(self, exchange: RemoteExchange) -> None:
         self._exchange = exchange
         self._again = False
+        self._tasks = OwnedTasks()
         self._task: asyncio.Task[None] | None = None
 
     def links_changed(self) -> None:
@@ -30,13 +32,11 @@ class LinkMeter:
             return  # one way is all there is: nobody asks what links cost
         self._again = True
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._measure(), name="measure-links")
+            self._task = self._tasks.start(self._measure(), name="measure-links")
 
     async def close(self) -> None:
         """Measure no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.close()
 
     async def _measure(self) -> None:
         while self._again:

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 #: Loading the libraries of a step loop on a busy machine takes seconds.
 _LISTEN_TIMEOUT_S = 60.0
+#: What the step loop may take to end once it is asked to.
+_END_LIMIT_S = 5.0
 
 
 class Stepping(Protocol):
@@ -87,7 +89,11 @@ class ModelServer(ABC):
 
     def listening(self, port: int) -> None:
         """From the step loop: it listens on ``port``."""
-        self.step_loop.to_control(self._listening.set_result, port)
+        self.step_loop.to_control(self._listens, port)
+
+    def _listens(self, port: int) -> None:
+        if not self._listening.done():  # given up meanwhile
+            self._listening.set_result(port)
 
     async def serve(self, joining: str) -> None:
         """Start everything, wait for ``context.stop``, drain, stop everything. ``joining``: why it is not ready yet."""
@@ -103,12 +109,20 @@ class ModelServer(ABC):
             context.health.set("joining", joining)
             self.client.start()
             stop = asyncio.create_task(context.stop.wait(), name="wait-for-stop")
-            await first(stop, finished)
+            try:
+                await first(stop, finished)
+            finally:
+                stop.cancel()
+                await asyncio.gather(stop, return_exceptions=True)
             await self._drain()
         finally:
             await self.client.close("shutting down")
             self.step_loop.cancel()
-            await asyncio.wait({finished}, timeout=5.0)
+            await asyncio.wait({finished}, timeout=_END_LIMIT_S)
+            if not finished.done():
+                log.error("step_loop_does_not_end", limit_s=_END_LIMIT_S)
+            elif (error := finished.exception()) is not None:
+                log.error("step_loop_failed", problem=f"{type(error).__name__}: {error}")
             if ops is not None:
                 await ops.close()
 

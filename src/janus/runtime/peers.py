@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from janus.errors import LinkError
 from janus.messages.control import Identity, Member, Role
 from janus.runtime.backoff import Backoff, Reminder
+from janus.runtime.tasks import OwnedTasks
 from janus.transport.buffers import BufferPool
 from janus.transport.contract import LinkOptions
 from janus.transport.endpoint import connect
@@ -61,6 +63,7 @@ class PeerSet:
         self._pool = pool
         self._options = options
         self._peers: dict[str, _Peer] = {}
+        self._tasks = OwnedTasks()
         self.links: dict[str, Link] = {} if links is None else links
 
     def update(self, members: Iterable[Member]) -> None:
@@ -73,7 +76,7 @@ class PeerSet:
         wanted = {name: m for name, m in own.items() if m.state != "failed"}
         for name, peer in list(self._peers.items()):
             new = wanted.get(name)
-            if new is not None and _place(new) == _place(peer.member):
+            if new is not None and _place(new) == _place(peer.member) and not peer.task.done():
                 peer.member = new
             elif new is not None or name in own or name not in self.links:
                 self._drop(name)
@@ -83,7 +86,7 @@ class PeerSet:
             if name in self._peers:
                 self._peers[name].listed = True
             else:
-                task = asyncio.get_running_loop().create_task(self._keep(member), name=f"dial[{name}]")
+                task = self._tasks.start(self._keep(member), name=f"dial[{name}]", failed=partial(self._failed, member))
                 self._peers[name] = _Peer(member, task)
 
     def unreachable(self) -> list[str]:
@@ -93,10 +96,8 @@ class PeerSet:
     async def close(self, reason: str) -> None:
         """Close every link in good order and stop dialling."""
         links = list(self.links.values())
-        tasks = [peer.task for peer in self._peers.values()]
-        for name in list(self._peers):
-            self._peers.pop(name).task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._peers.clear()
+        await self._tasks.close()
         await asyncio.gather(*(link.close(reason) for link in links), return_exceptions=True)
         self.links.clear()
 
@@ -152,6 +153,14 @@ class PeerSet:
             log.warning("peer_lost", peer=member.instance, problem=str(closed))
             self._changed()
             await asyncio.sleep(backoff.next_s())
+
+    def _failed(self, member: Member, error: BaseException) -> None:
+        """Dialled again with the next view; until then it is named as one that cannot be reached."""
+        self._trouble(member, f"dialling it failed ({type(error).__name__}: {error})")
+        link = self.links.pop(member.instance, None)
+        if link is not None:
+            link.abort("nobody keeps it up")
+        self._changed()
 
     def _trouble(self, member: Member, problem: str) -> None:
         peer = self._peers.get(member.instance)
