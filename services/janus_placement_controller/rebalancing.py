@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,8 +15,33 @@ from janus.core.membership_events import Event, TargetProposed
 from janus.core.placing import POLICIES
 from janus.core.placing.contract import Activity, Held, PlacingRequest
 from janus.core.placing.moves import Verdict, worth_moving
+from janus.core.planning.widths import WIDTHS
+from janus.model.checkpoint import Checkpoint
 
 log = structlog.get_logger()
+
+#: Of an instance that does not say.
+_DEFAULT_DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaBytes:
+    """What one expert of one layer takes."""
+
+    parameters: int
+    #: In the checkpoint, in whatever form it is stored; the mean over the layers.
+    stored: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> ReplicaBytes:
+        """Return that of ``checkpoint``, from its tensors."""
+        layers = checkpoint.config.moe_layers
+        stored = sum(checkpoint.expert_nbytes(layer, 0) for layer in layers) // len(layers)
+        return cls(parameters=checkpoint.config.expert_parameters, stored=stored)
+
+    def held(self, dtype: str) -> int:
+        """Return the bytes in the memory of an instance that serves in ``dtype``: what another one would send it."""
+        return int(self.parameters * WIDTHS[dtype or _DEFAULT_DTYPE])
 
 
 class Rebalancer:
@@ -26,16 +52,22 @@ class Rebalancer:
         membership: Membership,
         options: ControllerOptions,
         *,
-        bytes_per_expert: int,
+        replica: ReplicaBytes,
+        dtype: Callable[[], str],
         activity: Callable[[], Activity | None],
         apply: Callable[[Event], None],
     ) -> None:
-        """``activity``: what the router chose lately; ``apply``: takes the proposal."""
+        """``dtype``: what the cluster serves in; ``activity``: what the router chose lately; ``apply``: proposes.
+
+        A move is judged by the bytes that it fills in memory, whether they come from the checkpoint or from others: the
+        rate that hosts load at is counted in these. What they are in the checkpoint is reported beside it.
+        """
         self._membership = membership
         self._policy = POLICIES[options.placement]
         self._interval_s = options.rebalance_s
         self._least_gain = options.rebalance_gain
-        self._bytes_per_expert = bytes_per_expert
+        self._replica = replica
+        self._dtype = dtype
         self._activity = activity
         self._apply = apply
         #: The last look, for ``/status``.
@@ -71,6 +103,7 @@ class Rebalancer:
             "a_max_after": round(verdict.a_max_after, 3),
             "loads": sum(verdict.loads.values()),
             "bytes": verdict.bytes,
+            "stored_bytes": sum(verdict.loads.values()) * self._replica.stored,
             "seconds": round(time.monotonic() - started, 3),
         }
         log.info("placement_judged", **self.last)
@@ -84,7 +117,7 @@ class Rebalancer:
             request,
             held,
             activity,
-            bytes_per_expert=self._bytes_per_expert,
+            bytes_per_expert=self._replica.held(self._dtype()),
             batch=batch,
             least_gain=self._least_gain,
         )

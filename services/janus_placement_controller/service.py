@@ -59,7 +59,7 @@ from janus.runtime.listening import listen_as
 from janus.runtime.service import ServiceContext
 from janus.transport.link import InFrame, Link
 from janus_placement_controller.activations import read_activations
-from janus_placement_controller.rebalancing import Rebalancer
+from janus_placement_controller.rebalancing import Rebalancer, ReplicaBytes
 from janus_placement_controller.statistics import RoutedModel, Statistics
 from janus_placement_controller.trace_http import trace_route
 
@@ -74,6 +74,7 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
     """Run the controller until ``context.stop``."""
     checkpoint = await asyncio.to_thread(Checkpoint.open, options.model)
     config, fingerprint = checkpoint.config, checkpoint.fingerprint
+    replica = ReplicaBytes.of(checkpoint)
     checkpoint.close()
     layers, experts = config.num_moe_layers, config.num_experts
     prior = read_activations(options.activations, layers, experts) if options.activations else None
@@ -99,8 +100,7 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
             options,
             shape=shape,
             fingerprint=fingerprint,
-            # As most checkpoints have them: 2 bytes each.
-            bytes_per_expert=config.expert_parameters * 2,
+            replica=replica,
             registry=registry,
             statistics=statistics,
             scaling=scaling,
@@ -121,7 +121,7 @@ class ControllerService:
         *,
         shape: ModelShape,
         fingerprint: str,
-        bytes_per_expert: int,
+        replica: ReplicaBytes,
         registry: CollectorRegistry,
         statistics: Statistics,
         scaling: ScalingSetup | None,
@@ -146,7 +146,8 @@ class ControllerService:
         self._rebalancer = Rebalancer(
             self._membership,
             options,
-            bytes_per_expert=bytes_per_expert,
+            replica=replica,
+            dtype=lambda: self._dtype,
             activity=statistics.activity,
             apply=self.handle,
         )

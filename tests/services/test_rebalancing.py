@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
@@ -13,11 +16,14 @@ from janus.core.placement import Placement
 from janus.core.placing import POLICIES
 from janus.core.placing.contract import Activity, Held, PlacingRequest
 from janus.core.placing.objective import estimate_a_max
+from janus.model.checkpoint import Checkpoint
+from janus.model.random_model import random_config, write_random_model
 from janus_placement_controller import rebalancing
-from janus_placement_controller.rebalancing import Rebalancer
+from janus_placement_controller.rebalancing import Rebalancer, ReplicaBytes
 from tests.core.cluster_harness import SHAPE, beat, cluster, epoch_of, loaded, lost, registered
 
 EXPERTS = SHAPE.num_experts
+REPLICA = ReplicaBytes(parameters=250, stored=300)
 
 
 def activity(*pairs: tuple[int, int], tokens: int = 256) -> Activity:
@@ -47,7 +53,12 @@ class Controller:
         self.events: list[Event] = []
         self.seen = seen
         self.rebalancer = Rebalancer(
-            self.membership, options, bytes_per_expert=1000, activity=lambda: self.seen, apply=self.apply
+            self.membership,
+            options,
+            replica=REPLICA,
+            dtype=lambda: "float32",
+            activity=lambda: self.seen,
+            apply=self.apply,
         )
 
     def apply(self, event: Event) -> None:
@@ -85,6 +96,8 @@ async def test_experts_that_are_chosen_together_are_taken_apart() -> None:
         await controller.rebalancer.look()
     judged = next(event for event in logs if event["event"] == "placement_judged")
     assert judged["moved"] is True, judged
+    assert judged["bytes"] == judged["loads"] * 250 * 4 > 0, "as they are held, in the dtype that is served"
+    assert judged["stored_bytes"] == judged["loads"] * 300, "as they are in the checkpoint"
     assert len(controller.events) == 1
     controller.settle()
     assert controller.a_max() < before
@@ -120,7 +133,8 @@ async def test_a_policy_that_fails_costs_one_look(monkeypatch: pytest.MonkeyPatc
     failing = Rebalancer(
         controller.membership,
         ControllerOptions(common=CommonOptions(secret="s" * 16, name="c"), model="model"),  # type: ignore[arg-type]
-        bytes_per_expert=1000,
+        replica=REPLICA,
+        dtype=lambda: "",
         activity=lambda: controller.seen,
         apply=controller.apply,
     )
@@ -130,3 +144,24 @@ async def test_a_policy_that_fails_costs_one_look(monkeypatch: pytest.MonkeyPatc
     assert controller.events == []
     assert POLICIES["activation-aware"] is broken
     assert "out of memory" in str(failing.last["problem"])
+
+
+@pytest.mark.parametrize(
+    ("quantised", "stored"),
+    [
+        ({}, 4 * 3 * 32 * 64),
+        # A byte each, and a float32 for each block: 4 of gate and of up, 2 x 2 of down.
+        ({"fp8_block": (16, 32)}, 3 * 32 * 64 + 4 * 12),
+    ],
+    ids=["float32", "fp8"],
+)
+def test_what_a_replica_takes_is_the_checkpoints_in_files_and_the_served_dtypes_in_memory(
+    tmp_path: Path, quantised: dict[str, tuple[int, int]], stored: int
+) -> None:
+    config = replace(random_config(hidden_size=64, moe_intermediate_size=32, moe_layers=(0, 2)), **quantised)
+    checkpoint = Checkpoint.open(write_random_model(tmp_path / "model", config))
+    replica = ReplicaBytes.of(checkpoint)
+    assert replica.stored == stored
+    assert [replica.held(dtype) for dtype in ("float32", "bfloat16", "float16", "")] == [
+        width * 3 * 32 * 64 for width in (4, 2, 2, 2)
+    ]

@@ -80,6 +80,17 @@ class Checkpoint:
         names = (name, scale_name(name))
         return sum(self._where[each].tensors[each].nbytes for each in names if each in self._where)
 
+    def expert_nbytes(self, layer: int, expert: int) -> int:
+        """Bytes that ``read_expert`` of (absolute) ``layer`` reads: those in the files, scales and biases included.
+
+        In memory it may take more: FP8 and MXFP4 weights are dequantised.
+        """
+        fused = self._family.fused_experts(self.config, layer)
+        if fused is not None and fused.gate_up.name in self:
+            return sum(self.stored_nbytes(spec.name) for spec in tensors_in(fused)) // self.config.num_experts
+        specs = tensors_in(self._family.expert(self.config, layer, expert))
+        return sum(self.stored_nbytes(spec.name) for spec in specs)
+
     def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """Read one tensor, cast to ``dtype`` on ``device``. Raises CheckpointError if it is not there."""
         return self._read(name, None).to(device=device, dtype=dtype)

@@ -54,7 +54,7 @@ class ReplicaSources:
 
     @property
     def speeds(self) -> dict[str, float]:
-        """Bytes per second of each source, by instance; "" is the checkpoint."""
+        """Bytes of replicas, as they are held here, per second of each source, by instance; "" is the checkpoint."""
         return self._choice.speeds
 
     def close(self) -> None:
@@ -101,7 +101,9 @@ class ReplicaSources:
 
     async def _read(self, bank: ExpertBank, moe_layer: int, slot: int, expert: int) -> None:
         loop = asyncio.get_running_loop()
-        wait_s = self._limit.take(bank.expert_nbytes, loop.time())
+        # The limit is for what is read, which for quantised weights is less than what is held.
+        nbytes = self._checkpoint.expert_nbytes(bank.config.moe_layers[moe_layer], expert)
+        wait_s = self._limit.take(nbytes, loop.time())
         if wait_s:
             await asyncio.sleep(wait_s)
         started = time.perf_counter()

@@ -80,7 +80,7 @@ def test_a_role_reads_its_own_fp8_bytes_alone(fp8_model: Path) -> None:
     hidden, width = checkpoint.config.hidden_size, checkpoint.config.moe_intermediate_size
     checkpoint.read_expert(1, 3, torch.bfloat16)
     scales = 2 * -(-width // 9) * -(-hidden // 14) + -(-hidden // 9) * -(-width // 14)
-    assert checkpoint.bytes_read == 3 * hidden * width + 4 * scales
+    assert checkpoint.bytes_read == 3 * hidden * width + 4 * scales == checkpoint.expert_nbytes(1, 3)
 
     whole = Checkpoint.open(fp8_model)
     AttentionModel.load(whole, whole.config, torch.float32)

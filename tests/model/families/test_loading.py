@@ -76,9 +76,11 @@ def test_a_role_reads_its_own_bytes_alone(path: Path) -> None:
     assert sum(by_role.values()) == sum(map(checkpoint.stored_nbytes, checkpoint.names))
     AttentionModel.load(checkpoint, config, torch.float32)
     assert checkpoint.bytes_read == sum(count for role, count in by_role.items() if role != EXPERTS)
+    layer, expert = config.moe_layers[-1], config.num_experts - 1
     before = checkpoint.bytes_read
-    checkpoint.read_expert(config.moe_layers[-1], config.num_experts - 1, torch.float32)
+    checkpoint.read_expert(layer, expert, torch.float32)
     assert checkpoint.bytes_read - before == by_role[EXPERTS] // (config.num_experts * config.num_moe_layers)
+    assert checkpoint.bytes_read - before == checkpoint.expert_nbytes(layer, expert)
     before = checkpoint.bytes_read
     load_gates(checkpoint, config, torch.float32, torch.device("cpu"))
     assert checkpoint.bytes_read - before == by_role["routers"]

@@ -18,7 +18,7 @@ HORIZON_S = 600.0
 LOADING_COSTS = 0.1
 #: A smaller gain than this is not worth a change: about three standard errors of the estimate.
 LEAST_GAIN = 0.03
-#: Bytes per second at which a host loads where no limit is set.
+#: Bytes of weights, as they are held in memory, that a host loads per second where no limit is set.
 LOAD_RATE = 1e9
 
 
@@ -32,7 +32,7 @@ class Verdict:
     a_max_after: float
     #: Replicas to load on each host, by name; hosts with none are left out.
     loads: dict[str, int]
-    #: Of all replicas to load.
+    #: Of all replicas to load, in the memory that they are loaded into.
     bytes: int
     #: One line for the log.
     reason: str
@@ -72,7 +72,7 @@ def worth_moving(
 
     Args:
         activity: that the gain is estimated on.
-        bytes_per_expert: weights of one replica in one layer.
+        bytes_per_expert: weights of one replica in one layer, as they are held in memory.
         batch: tokens of a decode step of the cluster.
         load_rate: bytes per second at which each host may load; all load at the same time.
     """
