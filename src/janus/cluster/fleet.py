@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from janus.cluster.instances import STOP_ORDER, Exited, InstanceSpec, Started
 from janus.cluster.launcher import Launcher
-from janus.cluster.local import describe_status, port_arguments, tail
+from janus.cluster.local import describe_status, port_arguments
+from janus.cluster.output import tail
 from janus.core.roster import natural_order
 from janus.errors import LaunchError
 from janus.messages.control import Role
@@ -231,5 +231,4 @@ class Fleet:
         revival, life.revival = life.revival, None
         if revival is not None:
             revival.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await revival
+            await asyncio.wait({revival})  # what it raises is its group's

@@ -16,9 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from janus.cluster.nursery import MAX_PACKET_BYTES
 from janus.errors import JanusError
 
+log = structlog.get_logger()
+
+#: For its end once it is killed.
+_REAP_LIMIT_S = 5.0
 #: In the launcher's directory of logs.
 NURSERY_LOG = "nursery.log"
 #: The nursery shows its children's command lines where its own was, so its own has to be long.
@@ -161,7 +167,11 @@ class Nursery:
             # Not ``Process.kill``: it looks for the status first, and may take it from asyncio, which waits for it.
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.close(self.pidfd)
-        await self.process.wait()
+        try:
+            async with asyncio.timeout(_REAP_LIMIT_S):
+                await self.process.wait()
+        except TimeoutError:
+            log.error("process_does_not_end", child="nursery", pid=self.process.pid, limit_s=_REAP_LIMIT_S)
 
     def _on_readable(self) -> None:
         while not self.gone:

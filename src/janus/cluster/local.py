@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+import structlog
+
 from janus.cluster.environment import child_environment
 from janus.cluster.forking import NURSERY_LOG, Forked, Nursery, NurseryGone
 from janus.cluster.instances import MODULES, Exited, InstanceSpec, Started
+from janus.cluster.output import MAX_LINE_BYTES, Output, tail
 from janus.errors import LaunchError
 from janus.messages.control import Role
+from janus.runtime.tasks import OwnedTasks
 
-_TAIL_LINES = 15
+_log = structlog.get_logger()
+
 _MAX_EXITS = 4096
-#: A log line may hold a traceback as JSON.
-_MAX_LINE_BYTES = 4 << 20
+#: A process that was killed and is not gone by then is stuck in the kernel, in a driver or a file system.
+_REAP_LIMIT_S = 10.0
 #: Roles that are forked from a process that has loaded torch, and what else they load. The others are light.
 FORKED: frozenset[Role] = frozenset({"attention", "expert"})
 PRELOADED = ("janus_attention_server.service", "janus_expert_server.service")
@@ -75,6 +80,7 @@ class LocalLauncher:
         #: Held while one is started.
         self._opening = asyncio.Lock()
         self._children: dict[str, _Child] = {}
+        self._tasks = OwnedTasks()
         self._exits: asyncio.Queue[Exited] = asyncio.Queue(_MAX_EXITS)
 
     async def __aenter__(self) -> LocalLauncher:
@@ -116,12 +122,10 @@ class LocalLauncher:
             # Only once: to a service, a second SIGTERM means to end without finishing anything.
             child.stopping = True
             _signal(child, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(child.keeper)
-        except TimeoutError:
+        ended, _ = await asyncio.wait({child.keeper}, timeout=timeout_s)
+        if not ended:
             _signal(child, signal.SIGKILL)
-            await asyncio.shield(child.keeper)
+            await self._reaped(child)
 
     def kill(self, name: str) -> None:
         """See ``Launcher.kill``."""
@@ -138,10 +142,20 @@ class LocalLauncher:
         for child in self._children.values():
             child.stopping = True
             _signal(child, signal.SIGKILL)
-        await asyncio.gather(*(child.keeper for child in self._children.values() if child.keeper is not None))
+        await self._reaped(*self._children.values())
+        await self._tasks.close()
         nursery, self._nursery = self._nursery, None
         if nursery is not None:
             await nursery.close()
+
+    async def _reaped(self, *children: _Child) -> None:
+        keepers = {child.keeper: child for child in children if child.keeper is not None}
+        if not keepers:
+            return
+        _, late = await asyncio.wait(keepers, timeout=_REAP_LIMIT_S)
+        for keeper in late:
+            child = keepers[keeper]
+            _log.error("process_does_not_end", child=child.spec.name, pid=child.process.pid, limit_s=_REAP_LIMIT_S)
 
     async def _spawn(self, spec: InstanceSpec, log: Path) -> _Child:
         with contextlib.ExitStack() as stack:
@@ -155,7 +169,9 @@ class LocalLauncher:
                 raise LaunchError(spec.name, str(error), log=str(own), log_tail=tail(own)) from error
             announced = asyncio.get_running_loop().create_future()
             child = _Child(spec, process, log, announced)
-            child.keeper = asyncio.create_task(self._keep(child, sink), name=f"keep[{spec.name}]")
+            child.keeper = self._tasks.start(
+                self._keep(child, sink), name=f"keep[{spec.name}]", failed=partial(_unwatched, child)
+            )
             stack.pop_all()  # the keeper closes the file
         self._children[spec.name] = child
         return child
@@ -171,7 +187,7 @@ class LocalLauncher:
                 environ=environ,
                 stderr=None if self._echo else sink.fileno(),
                 fds=spec.fds,
-                limit=_MAX_LINE_BYTES,
+                limit=MAX_LINE_BYTES,
             )
         return await asyncio.create_subprocess_exec(
             *self._command(spec),
@@ -181,7 +197,7 @@ class LocalLauncher:
             env=environ,
             start_new_session=True,
             pass_fds=spec.fds,
-            limit=_MAX_LINE_BYTES,
+            limit=MAX_LINE_BYTES,
         )
 
     def _command(self, spec: InstanceSpec) -> list[str]:
@@ -211,10 +227,11 @@ class LocalLauncher:
         process, name = child.process, child.spec.name
         with sink:
             assert process.stdout is not None
+            output = Output(sink, show=None if self._echo is None else partial(self._echo, name))
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read_stdout(child, process.stdout, sink), name=f"stdout[{name}]")
+                group.create_task(output.announcement(process.stdout, child.announced), name=f"stdout[{name}]")
                 if process.stderr is not None:
-                    group.create_task(self._read_stderr(child, process.stderr, sink), name=f"stderr[{name}]")
+                    group.create_task(output.log(process.stderr), name=f"stderr[{name}]")
             status = await process.wait()
         if not child.announced.done():
             problem = f"ended with {describe_status(status)} before it listened"
@@ -224,27 +241,14 @@ class LocalLauncher:
         elif not child.stopping:
             self._exits.put_nowait(Exited(role=child.spec.role, name=name, pid=process.pid, status=status))
 
-    async def _read_stdout(self, child: _Child, stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
-        async for line in stream:
-            announcement = _announcement(line)
-            if announcement is not None and not child.announced.done():
-                child.announced.set_result(announcement)
-            else:
-                sink.write(line)
 
-    async def _read_stderr(self, child: _Child, stream: asyncio.StreamReader, sink: IO[bytes]) -> None:
-        async for line in stream:
-            sink.write(line)
-            if self._echo is not None:
-                self._echo(child.spec.name, line.decode(errors="replace").rstrip("\n"))
-
-
-def tail(log: Path, lines: int = _TAIL_LINES) -> tuple[str, ...]:
-    """Return the last lines of a log file."""
-    try:
-        return tuple(log.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ()
+def _unwatched(child: _Child, error: BaseException) -> None:
+    """Whoever waits for where it listens is told that it will not be known."""
+    if not child.announced.done():
+        child.announced.set_exception(
+            LaunchError(child.spec.name, f"cannot be watched ({type(error).__name__}: {error})", log=str(child.log))
+        )
+        child.announced.exception()  # taken: whoever started it may have given up
 
 
 def describe_status(status: int) -> str:
@@ -255,15 +259,6 @@ def describe_status(status: int) -> str:
         return f"signal {signal.Signals(-status).name}"
     except ValueError:
         return f"signal {-status}"
-
-
-def _announcement(line: bytes) -> dict[str, Any] | None:
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    wanted = isinstance(message, dict) and message.get("event") == "listening"
-    return message if wanted else None
 
 
 def _signal(child: _Child, number: signal.Signals) -> None:

@@ -18,8 +18,9 @@ from janus.cluster.hung import HungWatch
 from janus.cluster.instances import InstanceSpec
 from janus.cluster.jobs import Jobs
 from janus.cluster.launcher import Launcher
-from janus.cluster.local import describe_status, tail
+from janus.cluster.local import describe_status
 from janus.cluster.operations import Operations
+from janus.cluster.output import tail
 from janus.cluster.sizes import Sizes
 from janus.cluster.state import ClusterState, InstanceState, RunDirectory
 from janus.cluster.status import fetch_status, what_is_missing
