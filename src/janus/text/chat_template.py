@@ -15,6 +15,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from janus.errors import CheckpointError, InvalidRequest
@@ -48,6 +49,35 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Dict:
+    """``dict`` as templates may use it: to make one, not to reach its type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """``namespace(...)``, whose attributes templates may set, but for those that Python's internals go by."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # as jinja2 has it, so that a template may set "self"
+        attributes = dict(*args[1:], **kwargs)
+        for name in attributes:
+            _check_attribute(name)
+        jinja2.utils.Namespace.__init__(args[0], attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_attribute(name)
+        super().__setitem__(name, value)
+
+
+def _check_attribute(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}; rename it")
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -55,6 +85,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
     return environment
 
 
@@ -65,11 +97,13 @@ class ChatTemplate:
         """``special_tokens``: ``bos_token`` and its like, visible to the template. ``where``: its file, for errors.
 
         Raises:
-            CheckpointError: the template does not compile.
+            CheckpointError: the template is no text, or does not compile.
         """
+        if not isinstance(source, str):
+            raise CheckpointError(where, f"the chat template is of type {type(source).__name__}, not a text")
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise CheckpointError(where, f"the chat template does not compile: {error}") from error
         self._special_tokens = dict(special_tokens)
 
@@ -77,17 +111,21 @@ class ChatTemplate:
         """Return the prompt that asks for the assistant's next message.
 
         Args:
-            messages: ``role`` and ``content`` (text) of each message, oldest first.
+            messages: ``role`` and ``content`` (text) of each message, oldest first; what is None counts as absent.
             variables: further template variables, such as ``enable_thinking``.
 
         Raises:
             InvalidRequest: the template refuses these messages (for example roles that do not alternate).
         """
         scope = {"tools": None, "documents": None} | self._special_tokens | variables
-        scope |= {"messages": list(messages), "add_generation_prompt": True}
+        present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        scope |= {"messages": present, "add_generation_prompt": True}
         try:
             return self._template.render(scope)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except (
+            *(jinja2.TemplateError, RecursionError),
+            *(TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+        ) as error:
             # A template is foreign code: whatever it trips over was brought about by these messages.
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages", code="chat_template"

@@ -46,7 +46,8 @@ class Tokenizer:
         End-of-sequence ids come from ``generation_config.json``, else ``config.json``, else ``tokenizer_config.json``.
 
         Raises:
-            CheckpointError: ``tokenizer.json`` is missing or broken, or its decoder cannot be streamed.
+            CheckpointError: ``tokenizer.json`` is missing or broken, its decoder cannot be streamed, or the chat
+                template is none; names the file.
         """
         model_dir = Path(model_dir)
         path = model_dir / "tokenizer.json"
@@ -61,7 +62,7 @@ class Tokenizer:
         backend.no_padding()
         decoder = backend.decoder
         spec = json.loads(decoder.__getstate__()) if decoder is not None else None
-        config = _read_json(model_dir / "tokenizer_config.json")
+        config = _tokenizer_config(model_dir)
         return cls(
             backend,
             Decoding.from_spec(spec, where=str(path)),
@@ -126,6 +127,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _tokenizer_config(model_dir: Path) -> dict[str, Any]:
+    """``tokenizer_config.json``, with the special tokens that only ``special_tokens_map.json`` of old names."""
+    config = _read_json(model_dir / "tokenizer_config.json")
+    named = _read_json(model_dir / "special_tokens_map.json")
+    return config | {key: text for key, text in named.items() if key.endswith("_token") and not config.get(key)}
+
+
 def _eos_ids(model_dir: Path, tokenizer_config: dict[str, Any], backend: tokenizers.Tokenizer) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         value = _read_json(model_dir / name).get("eos_token_id")
@@ -139,12 +147,19 @@ def _chat_template(model_dir: Path, config: dict[str, Any]) -> ChatTemplate | No
     path = model_dir / "chat_template.jinja"
     source: Any
     if path.is_file():
-        source = path.read_text(encoding="utf-8")
+        try:
+            source = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(str(path), f"the chat template is no UTF-8: {error}") from error
     else:
         path = model_dir / "tokenizer_config.json"
         source = config.get("chat_template")
         if isinstance(source, list):  # several, named; "default" is the one for plain chats
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+            try:
+                source = {entry["name"]: entry["template"] for entry in source}.get("default")
+            except (TypeError, KeyError) as error:
+                problem = "an entry of chat_template is no object with a name and a template"
+                raise CheckpointError(str(path), problem) from error
     if source is None:
         return None
     special = {key: text for key, value in config.items() if key.endswith("_token") and (text := _content(value))}
