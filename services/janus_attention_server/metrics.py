@@ -54,6 +54,8 @@ class AttentionMetrics:
                 ("frames", "janus_exchange_frames", "Frames posted to expert instances"),
                 ("hand_ins", "janus_exchange_hand_ins", "Frames handed in to other attention instances of the node"),
                 ("bundles", "janus_exchange_bundles", "Dispatches posted for the node, of one or several instances"),
+                ("trials", "janus_exchange_trials", "Trials of another way to exchange that this instance has led"),
+                ("changes", "janus_exchange_way_changes", "Trials after which dispatches went another way"),
                 ("bytes_out", "janus_exchange_sent_bytes", "Bytes of activations sent, hand-ins included"),
                 ("bytes_in", "janus_exchange_received_bytes", "Bytes of partial sums received"),
                 ("linger_ns", "janus_exchange_linger_seconds", "Time that bundles waited for other members"),
@@ -81,6 +83,8 @@ class AttentionMetrics:
                 ("", "janus_exchange_dispatches", "Dispatches by the way that they went"),
                 ("_ns", "janus_exchange_seconds", "Time from dispatch to combine, the experts' work left out"),
                 ("_predicted_ns", "janus_exchange_predicted_seconds", "What that time was predicted to be"),
+                ("_followed", "janus_exchange_followed_dispatches", "Dispatches that the next layer's followed"),
+                ("_cadence_ns", "janus_exchange_cadence_seconds", "After how long, by the way that the first one went"),
             )
         }
         self._way_seen: dict[str, int] = {}
@@ -142,7 +146,7 @@ class AttentionMetrics:
             for suffix, counter in self._ways.items():
                 field = way.replace("-", "_") + suffix
                 now, seen = times.get(field, 0), self._way_seen.get(field, 0)
-                counter.labels(way).inc((now - seen) * (1e-9 if suffix else 1))
+                counter.labels(way).inc((now - seen) * (1e-9 if suffix.endswith("_ns") else 1))
                 self._way_seen[field] = now
 
     def link_costs(self, costs: dict[str, LinkCost]) -> None:

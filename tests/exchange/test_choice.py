@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from janus.config.options import ExchangeName
-from janus.core.exchange_cost import DispatchShape, LinkCost, ModeChooser
+from janus.core.exchange_chooser import ModeChooser
+from janus.core.exchange_cost import DispatchShape, LinkCost
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.placement import Placement
 from janus.exchange.choice import Decision, ModeChoice
@@ -40,6 +41,10 @@ def placement(nodes: str) -> Placement:
     return Placement.from_table(table)
 
 
+def unasked() -> DispatchShape:
+    raise AssertionError("there is nothing to choose")
+
+
 @pytest.mark.parametrize(
     ("name", "members", "nodes", "ways"),
     [
@@ -63,7 +68,7 @@ def test_an_order_is_followed_where_it_differs_from_another_way(
     assert choice.possible(members=members, placement=placement(nodes)) == ways
     assert choice.has_choice == (len(ways) > 1)
     if len(ways) == 1:
-        assert choice.decide(None) == Decision(ways[0])
+        assert choice.decide(16_000, unasked) == Decision(ways[0])
 
 
 def choosing() -> ModeChoice:
@@ -72,62 +77,124 @@ def choosing() -> ModeChoice:
     return choice
 
 
-def test_it_takes_what_the_model_says_is_best_until_timings_say_otherwise() -> None:
+def decide(choice: ModeChoice, shape: DispatchShape = SHAPE) -> Decision:
+    return choice.decide(shape.batch_bytes, lambda: shape)
+
+
+def said(way: Mode, shape: DispatchShape = SHAPE) -> ExchangeWay:
+    return ExchangeWay(size=ModeChooser.size(shape.batch_bytes), way=way)
+
+
+FREE_INSIDE = LinkCost(message_s=1e-6, latency_s=0.0, byte_s=0.0)
+COSTLY = LinkCost(message_s=1.0, latency_s=0.0, byte_s=0.0)
+LARGE = replace(SHAPE, batch_bytes=64 << 10)
+
+
+def test_it_takes_what_the_model_says_is_best_until_the_cadence_says_otherwise() -> None:
     choice = choosing()
-    choice.measured(inter=LinkCost(message_s=1.0, latency_s=0.0, byte_s=0.0))  # messages are all that costs
-    first = choice.decide(SHAPE)
+    choice.measured(inter=COSTLY, intra=FREE_INSIDE)
+    first = decide(choice)
     assert first.mode == "two-phase"
-    assert first.predicted_s == first.model_s > 0
+    assert first.predicted_s > 0
     other = choosing()
-    other.measured(
-        inter=LinkCost(message_s=1e-6, latency_s=0.0, byte_s=0.0),
-        intra=LinkCost(message_s=1.0, latency_s=0.0, byte_s=0.0),
-    )
-    assert other.decide(SHAPE).mode == "direct"
+    other.measured(inter=FREE_INSIDE, intra=COSTLY)
+    assert decide(other).mode == "direct"
     taken: list[Mode] = []
     for _ in range(200):
-        decision = choice.decide(SHAPE)
+        decision = decide(choice)
         taken.append(decision.mode)
-        # What nobody could have known: the direct way is ten times as fast as said, the others slower.
-        choice.took(decision, decision.model_s * (0.1 if decision.mode == "direct" else 3.0))
+        # What nobody could have known: layers follow each other faster by far when dispatches go directly.
+        choice.took(decision, 1e-3 if decision.mode == "direct" else 3e-3)
     assert taken[-1] == "direct"
+    assert choice.settled(SHAPE.batch_bytes)
+    assert choice.trials >= choice.changes >= 1
+
+
+def test_how_a_dispatch_looks_is_asked_once_per_size_until_links_are_measured_again() -> None:
+    choice, asked = choosing(), 0
+
+    def shape() -> DispatchShape:
+        nonlocal asked
+        asked += 1
+        return SHAPE
+
+    before = [choice.decide(SHAPE.batch_bytes, shape).predicted_s for _ in range(3)]
+    choice.measured(inter=COSTLY, intra=FREE_INSIDE)
+    after = [choice.decide(SHAPE.batch_bytes, shape).predicted_s for _ in range(3)]
+    assert asked == 2
+    assert before[0] < after[0]
+    for nbytes in range(1, 1000):
+        choice.decide(nbytes, shape)
+    assert len(choice._predicted) <= 256
+
+
+def test_a_batch_that_is_not_gathered_has_two_ways() -> None:
+    choice = choosing()
+    taken = set()
+    for _ in range(300):
+        decision = decide(choice, LARGE)
+        choice.took(decision, 1e-3)
+        taken.add(decision.mode)
+    assert taken == {"direct", "two-phase"}
+    # Who is told to aggregate sends its large batch as that way sends large batches.
+    choice.told(ExchangeWay(size=0, way="aggregated"), by="attention-0")
+    assert decide(choice, LARGE).mode == "direct"
 
 
 def test_members_do_as_the_first_one_until_it_has_been_silent_for_long() -> None:
     choice = choosing()
-    own = choice.decide(SHAPE).mode
+    own = decide(choice).mode
     told: Mode = next(mode for mode in MODES if mode != own)
-    choice.told(ExchangeWay(size=ModeChooser.size(SHAPE), way=told))
-    followed = [choice.decide(SHAPE).mode for _ in range(1024)]
+    assert choice.leads
+    choice.told(said(told), by="attention-0")
+    assert not choice.leads
+    assert choice.news(decide(choice)) is None, "the first one has said it"
+    followed = [decide(choice).mode for _ in range(1023)]
     assert set(followed) == {told}
-    assert choice.decide(SHAPE).mode == own
-    # Dispatches of another size are not meant.
-    choice.told(ExchangeWay(size=ModeChooser.size(SHAPE), way=told))
-    assert choice.decide(replace(SHAPE, instance_bytes=1 << 26)).mode == own
+    assert choice.leads
+    assert decide(choice).mode == own
+
+
+def test_dispatches_of_another_size_go_as_the_nearest_that_the_first_one_has() -> None:
+    choice = choosing()
+    choice.told(ExchangeWay(size=5, way="aggregated"), by="attention-0")
+    choice.told(ExchangeWay(size=9, way="direct"), by="attention-0")
+    assert decide(choice, replace(SHAPE, batch_bytes=1 << 8)).mode == "aggregated"
+    assert decide(choice, replace(SHAPE, batch_bytes=1 << 30)).mode == "direct"
+
+
+def test_the_first_of_those_that_say_anything_counts() -> None:
+    choice = choosing()
+    choice.told(said("aggregated"), by="attention-1")
+    choice.told(said("direct"), by="attention-2")
+    assert decide(choice).mode == "aggregated"
+    choice.told(said("direct"), by="attention-0")
+    choice.told(said("aggregated"), by="attention-1")
+    assert decide(choice).mode == "direct"
 
 
 def test_a_way_that_is_not_possible_here_is_not_followed() -> None:
     choice = ModeChoice("auto")
     choice.possible(members=2, placement=placement("wxyz"))
-    choice.told(ExchangeWay(size=ModeChooser.size(SHAPE), way="two-phase"))
-    assert choice.decide(SHAPE).mode in ("direct", "aggregated")
+    choice.told(said("two-phase"), by="attention-0")
+    assert decide(choice).mode in ("direct", "aggregated")
 
 
 def test_who_was_first_is_forgotten_when_members_change() -> None:
     choice = choosing()
-    own = choice.decide(SHAPE).mode
+    own = decide(choice).mode
     told: Mode = next(mode for mode in MODES if mode != own)
-    choice.told(ExchangeWay(size=ModeChooser.size(SHAPE), way=told))
+    choice.told(said(told), by="attention-0")
     choice.members_changed()
-    assert choice.decide(SHAPE).mode == own
+    assert decide(choice).mode == own
 
 
 def test_the_first_member_says_what_is_new_and_repeats_itself_now_and_then() -> None:
     choice = choosing()
-    decision = Decision("two-phase", 7, 1e-3, 1e-3)
-    said = [choice.news(decision) for _ in range(2 * 257)]
-    assert [i for i, message in enumerate(said) if message is not None] == [0, 257]
-    assert said[0] == ExchangeWay(size=7, way="two-phase")
+    decision = Decision("two-phase", 7, 1e-3)
+    news = [choice.news(decision) for _ in range(2 * 257)]
+    assert [i for i, message in enumerate(news) if message is not None] == [0, 257]
+    assert news[0] == ExchangeWay(size=7, way="two-phase")
     changed = replace(decision, mode="direct")
     assert choice.news(changed) == ExchangeWay(size=7, way="direct")
     assert choice.news(changed) is None
@@ -139,4 +206,4 @@ def test_the_first_member_says_what_is_new_and_repeats_itself_now_and_then() -> 
 def test_nothing_is_said_where_there_is_nothing_to_choose() -> None:
     choice = ModeChoice("two-phase")
     choice.possible(members=2, placement=placement("xxyy"))
-    assert choice.news(choice.decide(SHAPE if choice.has_choice else None)) is None
+    assert choice.news(choice.decide(SHAPE.batch_bytes, unasked)) is None

@@ -11,6 +11,7 @@ from dataclasses import replace
 import structlog
 import torch
 
+from janus.core.exchange_cadence import Cadence
 from janus.core.exchange_cost import DispatchShape
 from janus.core.exchange_routes import MODES, gathers, leader
 from janus.core.placement import Placement
@@ -92,6 +93,7 @@ class RemoteExchange(Endurance):
         self._packing = packing_for(dtype, device or torch.device("cpu"))
         self._deadline_ms = int(dispatch_timeout_s * 1000)
         self._ids = itertools.count(1)
+        self._cadence: Cadence[Decision] = Cadence()
         self._activated: dict[str, list[int]] = {}
 
     # -- what the exchange plans with ----------------------------------------------------------------------------
@@ -103,11 +105,13 @@ class RemoteExchange(Endurance):
     @property
     def times(self) -> ExchangeTimes:
         """Sums since the start."""
-        times, bundles = self._times, self._bundles
+        times, bundles, choice = self._times, self._bundles, self.choice
         if bundles is None:
-            return times
+            return replace(times, trials=choice.trials, changes=choice.changes)
         return replace(
             times,
+            trials=choice.trials,
+            changes=choice.changes,
             frames=times.frames + bundles.frames,
             bundles=bundles.sent,
             bytes_out=times.bytes_out + bundles.bytes_out,
@@ -161,14 +165,7 @@ class RemoteExchange(Endurance):
             ids_TK = asked.topk_ids_TK.cpu().numpy()
             routed = Routed(x_TH, self._scheduler(ids_TK, placement, layer, self._load0), asked.topk_weights_TK)
         scheduled = time.perf_counter_ns()
-        if asked.attempts > 1 or self._avoiding:
-            self._avoiding = max(0, self._avoiding - 1)
-            decision = _DIRECT
-        else:
-            shape = self._shape(placement, routed, x_TH)
-            decision = self.choice.decide(shape)
-            if shape is not None and self.own == self._members[0]:
-                self._say(decision)
+        decision = self._decide(layer, asked, placement, routed)
         receipt = Receipt(
             asked,
             layer,
@@ -216,9 +213,33 @@ class RemoteExchange(Endurance):
         self._times.resent("not_posted")
         return True
 
+    def _decide(self, layer: int, asked: Asked, placement: Placement, routed: Routed | None) -> Decision:
+        """Return which way a layer goes, and learn from how long ago the one before it went."""
+        cadence, choice, rows = self._cadence, self.choice, asked.x_TH.shape[0]
+        stream = id(asyncio.current_task())  # which runs one step at a time
+        if asked.attempts > 1:
+            self._avoiding = max(0, self._avoiding - 1)
+            cadence.interrupted(stream)
+            return _DIRECT
+        now_s = time.perf_counter()
+        if (ended := cadence.ended(stream, layer=layer, rows=rows, now_s=now_s)) is not None:
+            before, seconds = ended
+            self._times.followed(before.mode, after_ns=int(seconds * 1e9))
+            choice.took(before, seconds)
+        if self._avoiding:
+            self._avoiding -= 1
+            decision = _DIRECT
+        else:
+            batch_bytes = rows * asked.x_TH.shape[1] * self._dtype.itemsize
+            decision = choice.decide(batch_bytes, lambda: self._shape(placement, routed, asked.x_TH))
+            if len(self._members) > 1:
+                self._say(decision)
+        cadence.begun(stream, layer=layer, rows=rows, now_s=now_s, mark=decision)
+        return decision
+
     def _say(self, decision: Decision) -> None:
-        """Tell the other members what the first one has chosen, when that is news."""
-        news = self.choice.news(decision) if len(self._members) > 1 else None
+        """Tell the other members what this one has chosen, when it is the first and that is news."""
+        news = self.choice.news(decision)
         if news is None:
             return
         for link in self.siblings.values():
@@ -236,10 +257,8 @@ class RemoteExchange(Endurance):
             times.proven += assignment.proven
             times.repairs += assignment.repairs
 
-    def _shape(self, placement: Placement, routed: Routed | None, x_TH: torch.Tensor) -> DispatchShape | None:
-        """Return what the cost model needs; ``None`` where there is nothing to choose."""
-        if not self.choice.has_choice:
-            return None
+    def _shape(self, placement: Placement, routed: Routed | None, x_TH: torch.Tensor) -> DispatchShape:
+        """Return what the cost model needs."""
         tokens, groups = x_TH.shape[0], placement.groups
         row_bytes = x_TH.shape[1] * self._dtype.itemsize
         if routed is None:
@@ -451,7 +470,6 @@ class RemoteExchange(Endurance):
         actual_ns = max(0, started - receipt.begun_ns - slowest_ns)
         decision = receipt.decision
         times.chosen(decision.mode, actual_ns=actual_ns, predicted_ns=int(decision.predicted_s * 1e9))
-        self.choice.took(decision, actual_ns / 1e9)
         return result
 
     # -- LinkHandler ---------------------------------------------------------------------------------------------
@@ -476,8 +494,8 @@ class RemoteExchange(Endurance):
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
         """Take a rejection in, or what the node's first member has chosen."""
         if isinstance(message, ExchangeWay):
-            if link.peer.instance == self._members[0]:
-                self.choice.told(message)
+            if link.peer.instance < self.own:  # in the order of ``_members``
+                self.choice.told(message, by=link.peer.instance)
             return
         if not isinstance(message, DispatchRejected):
             log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)

@@ -46,6 +46,17 @@ class ExchangeTimes:
     direct_predicted_ns: int = 0
     aggregated_predicted_ns: int = 0
     two_phase_predicted_ns: int = 0
+    #: Dispatches that were followed by the next layer's of the same step, and after how long: what a way costs with all
+    #: that it does to the node.
+    direct_followed: int = 0
+    aggregated_followed: int = 0
+    two_phase_followed: int = 0
+    direct_cadence_ns: int = 0
+    aggregated_cadence_ns: int = 0
+    two_phase_cadence_ns: int = 0
+    #: Trials of another way that this instance has led, and those after which that one was taken.
+    trials: int = 0
+    changes: int = 0
     #: Distinct experts, and the most on one instance, summed over dispatches.
     activated: int = 0
     a_max: int = 0
@@ -83,3 +94,15 @@ class ExchangeTimes:
             self.two_phase += 1
             self.two_phase_ns += actual_ns
             self.two_phase_predicted_ns += predicted_ns
+
+    def followed(self, mode: Mode, *, after_ns: int) -> None:
+        """Count a dispatch that went ``mode``'s way, and that the next layer's has followed."""
+        if mode == "direct":
+            self.direct_followed += 1
+            self.direct_cadence_ns += after_ns
+        elif mode == "aggregated":
+            self.aggregated_followed += 1
+            self.aggregated_cadence_ns += after_ns
+        else:
+            self.two_phase_followed += 1
+            self.two_phase_cadence_ns += after_ns

@@ -346,7 +346,7 @@ class DispatchRejected(_Message, frozen=True, tag="dispatch_rejected"):
 class ExchangeWay(_Message, frozen=True, tag="exchange_way"):
     """First attention instance of a node -> the others: how to exchange dispatches of this size from now on."""
 
-    #: Size class: ``janus.core.exchange_cost.ModeChooser.size``.
+    #: Size class: ``janus.core.exchange_chooser.ModeChooser.size``.
     size: int
     way: Literal["direct", "aggregated", "two-phase"]
 
