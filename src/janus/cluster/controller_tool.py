@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import httpx
@@ -50,7 +50,7 @@ class ControllerTool:
 
     find: Callable[[], Started]
     transport: Transport
-    secret: str
+    secret: str = field(repr=False)
 
     async def expect(self, sizes: Sizes) -> None:
         """See ``Controller.expect``."""

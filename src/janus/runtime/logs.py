@@ -6,6 +6,7 @@ import logging
 import sys
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from janus.config.options import CommonOptions
 
@@ -23,10 +24,11 @@ def configure(common: CommonOptions, *, role: str) -> None:
     ]
     renderer: structlog.typing.Processor
     if common.log_format == "json":
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without the values of local variables: among them are secrets, and what users wrote.
+        shared.append(structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)))
         renderer = structlog.processors.JSONRenderer()
     else:
-        # Plain tracebacks: the rich ones print every local tensor.
+        # Plain tracebacks: the rich ones print every local variable.
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
