@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import janus
 from janus.errors import Overloaded, RequestError, Unavailable
+from janus.runtime.body import read_body
 from janus.runtime.health import Health
 from janus_gateway import errors, openapi
 from janus_gateway.backend import Backend
-from janus_gateway.body import read_body
 from janus_gateway.choice import Choice
 from janus_gateway.metrics import GatewayMetrics
 from janus_gateway.model import ServedModel
@@ -40,7 +40,7 @@ _BODY_TIMEOUT_S = 30.0
 class AppConfig:
     """The gateway's options that concern HTTP."""
 
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 << 20
     request_timeout_s: float = 600.0
     #: Output tokens of a chat request that names no limit.

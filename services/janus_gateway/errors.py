@@ -32,20 +32,6 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
-class BodyTooLarge(RequestError):
-    """413: reading stopped at the limit."""
-
-    status = 413
-    code = "body_too_large"
-
-
-class BodyTimeout(RequestError):
-    """408: the body did not arrive in time."""
-
-    status = 408
-    code = "body_timeout"
-
-
 class RequestTimeout(RequestError):
     """504: the request took longer than the gateway's limit."""
 

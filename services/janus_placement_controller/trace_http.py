@@ -16,6 +16,7 @@ from starlette.routing import Route
 from janus.core.trace import Trace
 from janus.errors import TraceError
 from janus.runtime import proof
+from janus.runtime.body import BodyTimeout, BodyTooLarge, read_body
 from janus_placement_controller.statistics import Statistics
 
 log = structlog.get_logger()
@@ -23,15 +24,20 @@ log = structlog.get_logger()
 PATH = "/trace"
 #: A window is a few MB, also of the largest models.
 _MAX_BODY_BYTES = 64 << 20
+_BODY_TIMEOUT_S = 30.0
 
 
 def trace_route(statistics: Statistics, secret: bytes) -> Route:
     """Return the route."""
 
     async def serve(request: Request) -> Response:
-        body = await _body(request)
-        if body is None:
-            return _refusal(413, f"a trace of more than {_MAX_BODY_BYTES >> 20} MiB; export one with fewer tokens")
+        try:
+            body = await read_body(request, max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
+        except BodyTooLarge as error:
+            limit = f"a trace of more than {_MAX_BODY_BYTES >> 20} MiB; export one with fewer tokens"
+            return _refusal(error.status, limit)
+        except BodyTimeout as error:
+            return _refusal(error.status, error.message)
         header = request.headers.get(proof.HEADER, "")
         problem = proof.problem_of(secret, request.method, PATH, body, header, now=time.time())
         if problem:
@@ -52,16 +58,6 @@ async def _put(statistics: Statistics, body: bytes) -> Response:
         return _refusal(409, str(error))
     log.info("trace_imported", tokens=trace.tokens)
     return JSONResponse({"tokens": trace.tokens, **statistics.status()})
-
-
-async def _body(request: Request) -> bytes | None:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > _MAX_BODY_BYTES:
-            return None
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _refusal(status: int, problem: str) -> Response:

@@ -21,9 +21,11 @@ from starlette.routing import Route
 from janus.cluster.fleet import Fleet
 from janus.cluster.jobs import Busy, Job, Jobs
 from janus.cluster.operations import Operations
-from janus.errors import ConfigError, LaunchError
+from janus.errors import ConfigError, LaunchError, RequestError
+from janus.runtime.body import read_body
 
 _MAX_BODY_BYTES = 64 << 10
+_BODY_TIMEOUT_S = 10.0
 
 T = TypeVar("T")
 
@@ -116,26 +118,20 @@ class ControlApi:
         self, request: Request, kind: type[T], begin: Callable[[T], tuple[str, Coroutine[Any, Any, None]]]
     ) -> Response:
         try:
-            wish = msgspec.json.decode(await _body(request), type=kind)
+            body = await read_body(request, max_bytes=_MAX_BODY_BYTES, timeout_s=_BODY_TIMEOUT_S)
+            wish = msgspec.json.decode(body, type=kind)
             self._jobs.check_free()
             job = self._jobs.start(*begin(wish), self._group)
         except msgspec.DecodeError as error:
             problem = ConfigError("body", f"cannot be read ({error})", f"send the fields of {kind.__name__} as JSON")
             return _refusal(problem, 400)
+        except RequestError as error:
+            return _refusal(error, error.status)
         except ConfigError as error:
             return _refusal(error, 400)
         except Busy as error:
             return _refusal(error, 409)
         return StreamingResponse(_lines(job), media_type="application/x-ndjson")
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise ConfigError("body", f"is longer than {_MAX_BODY_BYTES} bytes", "send one JSON object")
-    return bytes(body)
 
 
 async def _lines(job: Job) -> AsyncIterator[bytes]:

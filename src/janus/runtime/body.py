@@ -6,7 +6,21 @@ import asyncio
 
 from starlette.requests import Request
 
-from janus_gateway.errors import BodyTimeout, BodyTooLarge
+from janus.errors import RequestError
+
+
+class BodyTooLarge(RequestError):
+    """413: reading stopped at the limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class BodyTimeout(RequestError):
+    """408: the body did not arrive in time."""
+
+    status = 408
+    code = "body_timeout"
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
