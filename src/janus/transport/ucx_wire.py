@@ -339,7 +339,8 @@ class UcxTransport:
         timer = loop.call_later(timeout_s, settle, DeadlineExceeded(address, f"no connection within {timeout_s:g} s"))
         try:
             # UCX would resolve the name itself, but blocking; and it listens on IPv4 only.
-            infos = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+            async with asyncio.timeout(timeout_s):
+                infos = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
             wire = UcxWire.open(engine, str(infos[0][4][0]), port, address, pool)
             wire.send_prologue()
             wire.receive_prologue(settle)
@@ -349,6 +350,9 @@ class UcxTransport:
             if wire is not None:
                 wire.close()
             problem = None
+            if isinstance(error, TimeoutError):
+                late = f"the name is not resolved within {timeout_s:g} s"
+                raise DeadlineExceeded(address, late) from error
             if isinstance(error, Exception) and not isinstance(error, LinkError):
                 raise LinkBroken(address, f"cannot connect: {error}") from error
             raise
