@@ -15,7 +15,7 @@ from benchmarks.paper.systems import JANUS, World, load_of
 from janus.core.exchange_cost import predict
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.baselines import XDEEPSERVE, Setting, separate
-from janus.core.planning.performance import dispatch_shape
+from janus.core.planning.layer_times import dispatch_shape
 
 _EXCHANGE_JSON = Path(__file__).parents[1] / "results" / "exchange.json"
 #: Attention and expert instances. The paper does not name them for this figure; its throughputs say that the whole

@@ -9,7 +9,8 @@ from benchmarks.paper import published
 from benchmarks.paper.rows import Found, Row
 from benchmarks.paper.systems import JANUS, World, load_of, sizes_of
 
-from janus.core.planning.performance import Deployment, attention_layer_s, expert_layer_s
+from janus.core.planning.layer_times import attention_layer_s, expert_layer_s
+from janus.core.planning.performance import Deployment
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 #: Expert instances of figure 1's layer: the fewest that hold DeepSeek-V2.
@@ -77,7 +78,7 @@ def _layer(world: World, batch: int) -> dict[str, Any]:
     load = load_of(batch)
     attention, _ = attention_layer_s(setting.model, world.profile, deployment, load)
     a_max = float(setting.a_max(EXPERTS, batch))
-    experts = expert_layer_s(setting.model, deployment, load, a_max)
+    experts = expert_layer_s(setting.model, world.profile, deployment, load, a_max)
     return {
         "batch": batch,
         "attention_us": round(1e6 * float(attention), 2),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.catalog import named
 from janus.core.planning.hardware import Device, Figure, HardwareProfile
+from janus.core.planning.host import Host
 from janus.core.planning.performance import Deployment, Load, step_time
 from janus.errors import ConfigError
 from janus.profiles import load_profile, parse, shipped, to_toml, write_profile
@@ -117,9 +118,10 @@ def profiles(draw: st.DrawFn) -> HardwareProfile:
     def link(name: str) -> LinkCost:
         return LinkCost(**{key: number(f"{name}.{key}") for key in ("message_s", "latency_s", "byte_s")})
 
+    cores = draw(st.sampled_from([0, 8]))
     names = draw(st.lists(words.filter(bool), min_size=1, max_size=3, unique=True))
     # "intra.message_s" is a link's figure: a device of that name could not be told from it.
-    names = [name for name in names if name not in ("intra", "inter", "peers")] or ["cpu"]
+    names = [name for name in names if name not in ("intra", "inter", "peers", "host")] or ["cpu"]
     rates = ("memory_bytes", "weight_bytes_s", "kv_bytes_s", "flops_s", "row_s", "cost_per_hour")
     return HardwareProfile(
         name=draw(words),
@@ -128,7 +130,7 @@ def profiles(draw: st.DrawFn) -> HardwareProfile:
         devices={
             name: Device(
                 name=name,
-                shared_cores=draw(st.integers(0, 64)),
+                shared_cores=draw(st.integers(1, 8) if cores else st.integers(0, 64)),
                 **{rate: number(f"{name}.{rate}") for rate in rates},
             )
             for name in names
@@ -136,6 +138,7 @@ def profiles(draw: st.DrawFn) -> HardwareProfile:
         intra=link("intra"),
         inter=link("inter"),
         peers=link("peers") if draw(st.booleans()) else None,
+        host=Host(cores=cores, gateway_token_s=number("host.gateway_token_s")) if cores else Host(),
         devices_per_node=draw(st.integers(1, 72)),
         links_per_node=draw(st.integers(1, 72)),
         figures=known,
@@ -185,6 +188,10 @@ def test_a_name_that_nobody_knows_is_answered_with_those_that_are_shipped() -> N
         ("value = 5e14", "value = 5e14, low = 4e14, high = 6e14", "device.G.flops_s", "the profile is published"),
         ('kind = "published"', 'kind = "published"\ndevices_per_node = 0', "devices_per_node", "at least 1"),
         ("[inter]", "[inter", "", "is no TOML"),
+        ("[inter]", "[host]\ncores = 2\n[inter]", "device.G.shared_cores", "leave out [host]"),
+        ("[inter]", "[host]\ncores = 0\n[inter]", "host.cores", "leave out [host]"),
+        ("[inter]", "[host]\ncores = 2\ngateway_s = 1\n[inter]", "host.gateway_s", "is no key of a profile"),
+        ("[inter]", "[host]\ncores = 2\ngateway_token_s = 1e-5\n[inter]", "host.gateway_token_s", "has no source"),
     ],
 )
 def test_what_is_wrong_is_told_by_file_and_key(old: str, new: str, key: str, says: str) -> None:

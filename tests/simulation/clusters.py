@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from janus.core.admission import AdmissionConfig
 from janus.core.batcher_config import BatcherConfig
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.hardware import Device, HardwareProfile
+from janus.core.planning.host import Host
 from janus.core.planning.sizes import ModelSizes
 from janus.simulation.config import ClusterConfig
 
@@ -46,6 +48,19 @@ PROFILE = HardwareProfile(
     intra=LinkCost(message_s=5e-6, latency_s=1e-5, byte_s=1 / 1e10),
     inter=LinkCost(message_s=1e-5, latency_s=2e-5, byte_s=1 / 2e9),
     devices_per_node=4,
+)
+#: The same device as what all instances of a role share, on two cores that gateway and clients use too.
+ONE_HOST = replace(
+    PROFILE,
+    devices={"cpu": replace(DEVICE, name="cpu", shared_cores=1)},
+    host=Host(
+        cores=2,
+        gateway_request_s=2e-3,
+        gateway_message_s=1e-4,
+        gateway_token_s=4e-5,
+        client_request_s=1e-3,
+        client_token_s=2e-5,
+    ),
 )
 BATCHER = BatcherConfig(
     max_running=32, token_budget=128, block_size=16, num_blocks=32 * 40, max_model_len=2048, max_waiting=1024

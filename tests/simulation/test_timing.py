@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus.core.planning.host import Host
 from janus.core.planning.performance import Load, step_time
 from janus.simulation.runs import Run
 from janus.simulation.timing import StepClock
-from tests.simulation.clusters import DEVICE, MODEL, PROFILE, a_max, cluster
+from tests.simulation.clusters import DEVICE, MODEL, ONE_HOST, PROFILE, a_max, cluster
 
 ROWS = st.tuples(st.integers(1, 32), st.integers(0, 96))
 LAPTOP = replace(PROFILE, devices={"core": replace(DEVICE, name="core", shared_cores=2)})
@@ -49,6 +50,56 @@ def test_instances_that_are_alike_take_equation_1(decode: int, instances: int, c
     load = Load(batch=decode * instances, context=context)
     expected = step_time(MODEL, PROFILE, config.deployment(instances, 4), load, a_max=a_max).total_s
     assert clock.step_s(decode=decode, context=context) == pytest.approx(expected, rel=1e-9)
+
+
+@given(
+    decode=st.integers(1, 32),
+    prefill=st.integers(0, 96),
+    instances=st.integers(1, 6),
+    context=st.floats(1, 2000),
+    micro_batches=st.integers(1, 2),
+)
+def test_on_one_host_instances_that_are_alike_take_what_the_planner_says(
+    decode: int, prefill: int, instances: int, context: float, micro_batches: int
+) -> None:
+    config = cluster(instances, profile=ONE_HOST, micro_batches=micro_batches)
+    clock = StepClock(config)
+    clock.attention = instances
+    for _ in range(instances):
+        clock.begin(decode=decode, prefill=prefill, context=context)
+    load = Load(batch=decode * instances, context=context, prefill=prefill * instances)
+    expected = step_time(MODEL, ONE_HOST, config.deployment(instances, 4), load, a_max=a_max)
+    step = {"decode": decode, "prefill": prefill, "context": context, "prefill_context": context}
+    assert clock.step_s(**step) == pytest.approx(expected.total_s, rel=1e-9)
+    assert clock.split(**step).waiting_s == pytest.approx(expected.waiting_s, rel=1e-6, abs=1e-12)
+
+
+def test_on_one_host_a_step_waits_for_what_others_and_requests_want() -> None:
+    clock = StepClock(cluster(2, profile=ONE_HOST))
+    assert clock.host is not None
+    clock.attention = 2
+    mine = clock.begin(decode=4, prefill=0, context=100.0)
+    alone = clock.step_s(decode=4, context=100.0)
+    theirs = clock.begin(decode=16, prefill=64, context=100.0)
+    beside = clock.step_s(decode=4, context=100.0)
+    assert alone < beside <= alone + theirs
+    clock.end(decode=16, prefill=64, wanted_s=theirs)
+    assert clock.step_s(decode=4, context=100.0) == pytest.approx(alone)
+    # A request is 3 ms of one core, and over after as long.
+    clock.host.arrived(10.0)
+    clock.host.arrived(10.0)
+    assert clock.host.backlog_s(10.0) == pytest.approx(0.006)
+    assert clock.host.backlog_s(10.004) == pytest.approx(0.002)
+    assert clock.host.backlog_s(11.0) == 0
+    assert clock.step_s(decode=4, context=100.0, backlog_s=0.002) == pytest.approx(alone + 0.001)
+    clock.end(decode=4, prefill=0, wanted_s=mine)
+    assert clock.step_s(decode=4, context=100.0) == pytest.approx(alone)
+
+
+def test_a_profile_without_a_host_has_no_clock_of_one() -> None:
+    assert StepClock(cluster(2)).host is None
+    assert StepClock(cluster(2, profile=replace(ONE_HOST, host=Host()))).host is None
+    assert StepClock(cluster(4, 4, profile=ONE_HOST, colocated=True)).host is None
 
 
 def test_what_others_compute_is_noticed_beyond_the_tolerance() -> None:

@@ -14,8 +14,9 @@ import msgspec
 
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.hardware import Device, Figure, HardwareProfile
+from janus.core.planning.host import Host
 from janus.errors import ConfigError
-from janus.profiles.schema import VERSION, DeviceTable, FigureTable, LinkTable, Number, ProfileTable
+from janus.profiles.schema import VERSION, DeviceTable, FigureTable, HostTable, LinkTable, Number, ProfileTable
 
 _SHIPPED = Path(__file__).with_name("shipped")
 _WHERE = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<key>.*)`)?$", re.DOTALL)
@@ -23,7 +24,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _HELP = "docs/planning.md has the format"
 #: What a key is when it is not given; that needs no source.
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Device)}
+_DEFAULTS = {field.name: field.default for kind in (Device, Host) for field in dataclasses.fields(kind)}
 
 
 def shipped() -> list[str]:
@@ -66,6 +67,7 @@ def parse(text: str, *, where: str) -> HardwareProfile:
     devices = {name: reader.device(name, device) for name, device in table.device.items()}
     intra, inter = reader.link("intra", table.intra), reader.link("inter", table.inter)
     peers = reader.link("peers", table.peers) if table.peers is not None else None
+    host = reader.host(table.host)
     try:
         return HardwareProfile(
             name=table.name,
@@ -75,6 +77,7 @@ def parse(text: str, *, where: str) -> HardwareProfile:
             intra=intra,
             inter=inter,
             peers=peers,
+            host=host,
             devices_per_node=table.devices_per_node,
             links_per_node=table.links_per_node,
             figures=reader.figures,
@@ -112,6 +115,20 @@ class _Reader:
             if value < 0:
                 raise ConfigError(f"{self._where}: {name}.{key}", f"is {value}", "give 0 or more seconds")
         return LinkCost(**costs)
+
+    def host(self, table: HostTable | None) -> Host:
+        """Return what ``[host]`` says; without one, instances share no machine."""
+        if table is None:
+            return Host()
+        given = msgspec.structs.asdict(table)
+        cores = given.pop("cores")
+        if cores < 1:
+            raise ConfigError(f"{self._where}: host.cores", f"is {cores}", "give at least 1, or leave out [host]")
+        numbers = self._numbers("host", "host", given)
+        try:
+            return Host(cores=cores, **numbers)
+        except ConfigError as error:
+            raise ConfigError(f"{self._where}: {error.field}", error.problem, error.remedy) from error
 
     def _numbers(self, name: str, place: str, given: dict[str, Number]) -> dict[str, float]:
         return {key: self._number(f"{name}.{key}", f"{place}.{key}", number) for key, number in given.items()}
@@ -171,8 +188,9 @@ def _named(error: msgspec.ValidationError, kind: type[msgspec.Struct], where: st
     path = ".".join(filter(None, (place, key, unknown[1] if unknown else "")))
     if unknown is None:
         return ConfigError(f"{where}: {path}" if path else where, problem[:1].lower() + problem[1:], _HELP)
-    # Below the table itself there are links, in the whole file, and figures.
-    table = kind if not key else LinkTable if key in ("intra", "inter", "peers") else FigureTable
+    # Below the table itself there are links and the host, in the whole file, and figures.
+    tables = {**dict.fromkeys(("intra", "inter", "peers"), LinkTable), "host": HostTable}
+    table = kind if not key else tables.get(key, FigureTable)
     names = [field.encode_name for field in msgspec.structs.fields(table)]
     near = difflib.get_close_matches(unknown[1], names, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"keys here are {', '.join(names)}"

@@ -52,6 +52,17 @@ class LinkTable(_Table, frozen=True, kw_only=True):
     byte_s: Number
 
 
+class HostTable(_Table, frozen=True, kw_only=True):
+    """``[host]``: the fields of ``Host``."""
+
+    cores: int
+    gateway_request_s: Number = 0.0
+    gateway_message_s: Number = 0.0
+    gateway_token_s: Number = 0.0
+    client_request_s: Number = 0.0
+    client_token_s: Number = 0.0
+
+
 class ProfileTable(_Table, frozen=True, kw_only=True, rename={"version": "janus-profile"}):
     """A whole file."""
 
@@ -66,4 +77,5 @@ class ProfileTable(_Table, frozen=True, kw_only=True, rename={"version": "janus-
     intra: LinkTable
     inter: LinkTable
     peers: LinkTable | None = None
+    host: HostTable | None = None
     measured: dict[str, str] = {}

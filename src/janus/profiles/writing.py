@@ -10,6 +10,7 @@ from pathlib import Path
 
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.hardware import Device, Figure, HardwareProfile
+from janus.core.planning.host import Host
 from janus.errors import ConfigError
 from janus.profiles.schema import VERSION
 
@@ -44,12 +45,14 @@ def to_toml(profile: HardwareProfile) -> str:
     for name, link in links.items():
         if link is not None:
             lines += ["", f"[{name}]", *_fields(link, name, profile)]
+    if profile.host.cores:
+        lines += ["", "[host]", *_fields(profile.host, "host", profile)]
     if profile.measured:
         lines += ["", "[measured]", *(f"{_key(key)} = {_text(value)}" for key, value in profile.measured.items())]
     return "\n".join(lines) + "\n"
 
 
-def _fields(values: Device | LinkCost, name: str, profile: HardwareProfile) -> Iterator[str]:
+def _fields(values: Device | Host | LinkCost, name: str, profile: HardwareProfile) -> Iterator[str]:
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
         figure = profile.figures.get(f"{name}.{field.name}")

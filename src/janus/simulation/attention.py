@@ -59,6 +59,8 @@ class AttentionInstance:
         self._step: _Step | None = None
         #: Rows of what it computes: streams that decode, prompt tokens.
         self._rows = (0, 0)
+        #: What it wants of a host that it shares.
+        self._wanted_s = 0.0
         #: Every expert can be reached; otherwise steps wait.
         self.experts_ready = True
         #: It has died: nothing happens here any more.
@@ -176,7 +178,7 @@ class AttentionInstance:
     def _start_run(self, steps: int) -> None:
         streams = self.batcher.num_running
         context = self.batcher.context_tokens / streams
-        self._use(streams, 0)
+        self._use(streams, 0, context)
         first = self._clock.step_s(decode=streams, context=context)
         last = self._clock.step_s(decode=streams, context=context + steps - 1)
         # A step mostly grows evenly with its context; where the context is hidden behind something, it does not.
@@ -211,23 +213,27 @@ class AttentionInstance:
         """Compute what there is to compute, unless something is being computed."""
         if self.dead or self._run is not None or self._step is not None:
             return
-        steady = self.batcher.steady_steps() if self.experts_ready else 0
+        now = self._agenda.now
+        backlog_s = 0.0 if self._clock.host is None else self._clock.host.backlog_s(now)
+        # While requests are in the way, steps are not alike.
+        steady = self.batcher.steady_steps() if self.experts_ready and not backlog_s else 0
         if steady > 1:
             self._start_run(steady)
             return
-        plan = self.batcher.plan(self._agenda.now)
+        plan = self.batcher.plan(now)
         if plan is None:
             self._use(0, 0)
             return
         decode = plan.num_decode
         prefill = len(plan.token_ids) - decode
-        self._use(decode, prefill)
-        now = self._agenda.now
         chunks = plan.chunks
         context = sum(chunk.start + 1 for chunk in chunks[:decode]) / max(1, decode)
+        self._use(decode, prefill, context)
         # A prompt token looks back on those before it: half of its own chunk, on average, and all of the earlier ones.
         seen = sum((c.start + len(c.token_ids) / 2) * len(c.token_ids) for c in chunks[decode:]) / max(1, prefill)
-        due = now + self._clock.step_s(decode=decode, prefill=prefill, context=context, prefill_context=seen)
+        due = now + self._clock.step_s(
+            decode=decode, prefill=prefill, context=context, prefill_context=seen, backlog_s=backlog_s
+        )
         self._step = _Step(plan=plan, begun_s=now, due_s=due, event=self._agenda.at(due, self._step_over))
         if not self.experts_ready:
             self._wait(self._step)
@@ -266,13 +272,13 @@ class AttentionInstance:
         step.event.cancel()
         self._step = None
 
-    def _use(self, decode: int, prefill: int) -> None:
-        """It computes so many rows from now on; none: nothing."""
+    def _use(self, decode: int, prefill: int, context: float = 0.0) -> None:
+        """It computes so many rows from now on, of ``context`` tokens each; none: nothing."""
         if (decode, prefill) == self._rows:
             return
         before, self._rows = self._rows, (decode, prefill)
         if any(before):
-            self._clock.end(decode=before[0], prefill=before[1])
+            self._clock.end(decode=before[0], prefill=before[1], wanted_s=self._wanted_s)
         if decode or prefill:
-            self._clock.begin(decode=decode, prefill=prefill)
+            self._wanted_s = self._clock.begin(decode=decode, prefill=prefill, context=context)
         self._on_rows()

@@ -40,8 +40,8 @@ class ClusterConfig:
     heartbeat_s: float = 0.5
     #: From the launch of a process until it registers; loading comes on top, at the device's rate.
     start_s: float = 5.0
-    #: Seconds that the gateway takes per request, one request after the other.
-    accept_s: float = 0.0
+    #: Seconds that the gateway takes per request, one request after the other; ``None`` = what the profile's host says.
+    accept_s: float | None = None
     #: Until a peer's death is noticed: the link breaks.
     notice_s: float = 0.005
     recovery_timeout_s: float = 10.0
@@ -69,6 +69,11 @@ class ClusterConfig:
                 f"{self.experts} instances of {self.slots} slots do not hold the {self.model.experts} experts",
                 f"give at least {needed} instances, or {-(-self.model.experts // self.experts)} slots",
             )
+
+    @property
+    def accepts_s(self) -> float:
+        """Seconds that the gateway takes per request."""
+        return self.profile.host.gateway_request_s if self.accept_s is None else self.accept_s
 
     def deployment(self, attention: int, experts: int) -> Deployment:
         """Return so many instances, as the performance model takes them."""

@@ -165,7 +165,10 @@ class Simulation:
         """A client sends a request; the gateway reads one after the other, in events of their own."""
         sent_s = self.agenda.now
         self._coming += 1
-        self._accepts_s = max(self._accepts_s, sent_s) + self.config.accept_s
+        self._accepts_s = max(self._accepts_s, sent_s) + self.config.accepts_s
+        if self.clock.host is not None:
+            self.clock.host.arrived(sent_s)
+            self._retime()
 
         def arrive() -> None:
             self._coming -= 1

@@ -4,24 +4,18 @@ What is modelled: expert instances compute everything that waits for a layer tog
 attention instances that were answered together dispatch the next layer together, so that they stay in step. Hence a
 step takes its instance's own attention and exchange, and the experts' time for the rows of all steps that are computed
 at the time when it begins. That is equation 1 for instances that are not alike (``step_time(at_experts=...)``).
+
+Where all share the cores of one host, steps do not meet at the experts, but wait for cores: ``shared_host.py``.
 """
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
-from janus.core.planning.performance import (
-    Deployment,
-    Load,
-    StepTime,
-    attention_layer_s,
-    exchange_layer_s,
-    expert_layer_s,
-    moe_layer_s,
-    other_s,
-    step_time,
-)
+from janus.core.planning.layer_times import attention_layer_s, exchange_layer_s, expert_layer_s, other_s
+from janus.core.planning.performance import Deployment, Load, StepTime, moe_layer_s, step_time
 from janus.simulation.config import ClusterConfig
+from janus.simulation.shared_host import SharedHost
 
 #: Remembered parts of steps, at most: a long run of many different prompts would remember for ever.
 _MOST = 200_000
@@ -53,18 +47,26 @@ class StepClock:
         self._own: dict[tuple[int, int, int, int], _Own] = {}
         self._deployments: dict[tuple[int, int], Deployment] = {}
         self._experts_s: tuple[tuple[int, int, int], float] = ((0, 0, 0), 0.0)
+        on_one = config.profile.host.cores and not config.colocated
+        #: The host that everything shares, if it does.
+        self.host = SharedHost(config, self._known_a_max) if on_one else None
 
-    def begin(self, *, decode: int, prefill: int) -> None:
-        """A step, or a run of alike ones, of so many rows begins."""
+    def begin(self, *, decode: int, prefill: int, context: float = 0.0) -> float:
+        """A step, or a run of alike ones, of so many rows begins. Returns what it wants of a shared host."""
         self.active += 1
         self.decode_rows += decode
         self.prefill_rows += prefill
+        if self.host is None:
+            return 0.0
+        return self.host.begin(self._deployment(), Load(batch=decode, context=context, prefill=prefill))
 
-    def end(self, *, decode: int, prefill: int) -> None:
+    def end(self, *, decode: int, prefill: int, wanted_s: float = 0.0) -> None:
         """It is over."""
         self.active -= 1
         self.decode_rows -= decode
         self.prefill_rows -= prefill
+        if self.host is not None:
+            self.host.end(wanted_s, last=not self.active)
 
     def has_shifted(self) -> bool:
         """Return whether, through what others compute, steps take notably longer or shorter than when it was last."""
@@ -80,6 +82,9 @@ class StepClock:
     def split(self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0) -> StepTime:
         """Return where the seconds of such a step go."""
         config, active = self._config, self._deployment().attention
+        if self.host is not None:
+            load = Load(batch=decode, context=context, prefill=prefill, prefill_context=prefill_context)
+            return self.host.split(self._deployment(), load)
         own = Load(batch=decode * active, context=context, prefill=prefill * active, prefill_context=prefill_context)
         return step_time(
             config.model,
@@ -91,14 +96,19 @@ class StepClock:
             modes=config.modes,
         )
 
-    def step_s(self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0) -> float:
+    def step_s(
+        self, *, decode: int, context: float, prefill: int = 0, prefill_context: float = 0.0, backlog_s: float = 0.0
+    ) -> float:
         """Return the seconds of a step of ``decode`` streams of ``context`` tokens each and ``prefill`` prompt tokens,
         which look back on ``prefill_context`` tokens.
 
         The step itself has begun: it is part of what the experts compute. The same as ``split(...).total_s``, from
-        parts that are remembered.
+        parts that are remembered. ``backlog_s``: core-seconds of requests in the way, on a shared host.
         """
         config, model = self._config, self._config.model
+        if self.host is not None:
+            load = Load(batch=decode, context=context, prefill=prefill, prefill_context=prefill_context)
+            return self.host.step_s(self._deployment(), load, backlog_s=backlog_s)
         if config.micro_batches > 1:
             split = self.split(decode=decode, context=context, prefill=prefill, prefill_context=prefill_context)
             return split.total_s
@@ -128,7 +138,7 @@ class StepClock:
             _, exchange = exchange_layer_s(model, profile, deployment, loads[0], self._config.modes)
             if len(self._own) >= _MOST:
                 self._own.clear()
-            found = (fixed, with_one - fixed, shared, exchange, other_s(model, deployment, loads[0]))
+            found = (fixed, with_one - fixed, shared, exchange, other_s(model, profile, deployment, loads[0]))
             self._own[key] = found
         return found
 
@@ -137,7 +147,7 @@ class StepClock:
         if key != self._experts_s[0]:
             load, deployment = self._together(), self._deployment()
             a_max = self._known_a_max(deployment.experts, max(1.0, load.rows))
-            self._experts_s = (key, expert_layer_s(self._config.model, deployment, load, a_max))
+            self._experts_s = (key, expert_layer_s(self._config.model, self._config.profile, deployment, load, a_max))
         return self._experts_s[1]
 
     def _together(self) -> Load:

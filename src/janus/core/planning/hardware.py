@@ -8,6 +8,7 @@ from typing import Literal
 
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.elementwise import smaller
+from janus.core.planning.host import Host
 from janus.errors import ConfigError
 
 
@@ -75,6 +76,8 @@ class HardwareProfile:
     links_per_node: int = 1
     #: Between the devices of one tensor-parallel instance.
     peers: LinkCost | None = None
+    #: The one machine that everything runs on, if it does.
+    host: Host = field(default_factory=Host)
     #: ``{"<device>.<field>" | "intra.<field>" | ...: where it comes from}``.
     figures: Mapping[str, Figure] = field(default_factory=dict)
     about: str = ""
@@ -87,6 +90,13 @@ class HardwareProfile:
         for name in ("devices_per_node", "links_per_node"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{self.name}.{name}", f"is {getattr(self, name)}", "give at least 1")
+        for device in self.devices.values():
+            if self.host.cores and not 0 < device.shared_cores <= self.host.cores:
+                raise ConfigError(
+                    f"{self.name}.device.{device.name}.shared_cores",
+                    f"is {device.shared_cores} on a host of {self.host.cores} cores",
+                    "give how many such devices the host has, 1 up to its cores, or leave out [host]",
+                )
 
     def links(self, *, members: int, near: bool) -> tuple[LinkCost, LinkCost]:
         """Return what messages cost to the experts, and within a node, when ``members`` of a node send together.

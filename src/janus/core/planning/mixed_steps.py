@@ -15,7 +15,8 @@ import numpy as np
 from janus.core.exchange_routes import Mode
 from janus.core.planning.elementwise import larger, smaller
 from janus.core.planning.hardware import HardwareProfile
-from janus.core.planning.performance import AMax, Deployment, Load, StepTime, expert_layer_s, step_time
+from janus.core.planning.layer_times import expert_layer_s
+from janus.core.planning.performance import AMax, Deployment, Load, StepTime, step_time
 from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.traffic import Traffic
 
@@ -74,7 +75,7 @@ class Steps:
         own, others = chunks_s * step_s / n, chunks_s * step_s * (1 - 1 / n)
         mine = smaller(chunk * larger(1.0, own), self._room(batch))
         with_own = larger(alone, self._step(self._load(batch, mine * n), self._load(batch, mine)).total_s)
-        theirs = smaller(1.0, others) * (self._experts_s(batch, chunk * larger(1.0, others)) - step.experts_s)
+        theirs = smaller(1.0, others) * self._more_of_others_s(batch, chunk * larger(1.0, others), step)
         return Mixed(
             alone_s=alone,
             own_s=smaller(1.0, own) * (with_own - alone),
@@ -152,9 +153,17 @@ class Steps:
             modes=self.modes,
         )
 
-    def _experts_s(self, batch: Any, prefill: Any) -> Any:
-        """All MoE layers' experts of a step."""
+    def _more_of_others_s(self, batch: Any, prefill: Any, step: StepTime) -> Any:
+        """How much longer ``step`` takes when another instance computes ``prefill`` prompt tokens meanwhile.
+
+        It waits for the experts that all share, or, on one host, for the cores.
+        """
+        if self.profile.host.cores and not self.deployment.colocated:
+            return self._step(self._load(batch, 0.0), self._load(batch, prefill)).total_s - step.total_s
         parts = self.deployment.micro_batches
         load = Load(batch=batch / parts, context=0.0, prefill=prefill / parts)
         a_max = self.a_max(self.deployment.experts, larger(1.0, load.rows))
-        return parts * self.model.moe_layers * expert_layer_s(self.model, self.deployment, load, a_max)
+        experts_s = (
+            parts * self.model.moe_layers * expert_layer_s(self.model, self.profile, self.deployment, load, a_max)
+        )
+        return experts_s - step.experts_s
