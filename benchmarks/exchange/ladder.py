@@ -2,7 +2,8 @@
 
 The paper's figure 12: gate with the experts or with attention, one phase or two, token-balanced scheduling or AEBS. A
 cluster of 4 attention and 4 expert instances on 2 + 2 nodes of the testbed, with the bundled model, is started for each
-step, in turn, several times over. Adds ``ladder`` to benchmarks/results/exchange.json, its table to docs/exchange.md.
+step, in turn, several times over. Adds ``fig12`` and ``ladder`` to benchmarks/results/exchange.json, and a table to
+docs/exchange.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.exchange.record import climbed, update
 from benchmarks.markdown import table, write_into
 from benchmarks.serving.machine import commit, hardware
 from benchmarks.testbed import LinkSpec, Testbed, unavailable
@@ -238,8 +240,7 @@ def main() -> int:
         print(f"no testbed here: {problem}", file=sys.stderr)
         return 0
     ladder = measure(given)
-    result = json.loads(given.output.read_text()) if given.output.exists() else {}
-    given.output.write_text(json.dumps({**result, "ladder": ladder}, indent=1) + "\n")
+    update(given.output, {**climbed(ladder), "ladder": ladder})
     text = tables(ladder)
     if given.document.name != "none":
         write_into(given.document, text, result="exchange.json ladder")

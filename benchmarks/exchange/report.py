@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.exchange.sweep import ratios
+from benchmarks.exchange.ratios import FORCED, has_apart, ratios
 from benchmarks.markdown import table
+from benchmarks.transport.report import MAX_DIFFERENCE_US, MAX_RATIO, RATIO_FROM
 
 
 def tables(result: dict[str, Any]) -> str:
     """Return the result as Markdown."""
-    parts = [_about(result)]
+    parts = [_about(result), _auto(result)]
     for latency_us, rate_gbit in result["sweep"]["networks"]:
         cells = [c for c in result["cells"] if (c["latency_us"], c["rate_gbit"]) == (latency_us, rate_gbit)]
         network = f"{latency_us:g} us one way and {rate_gbit:g} Gbit/s"
@@ -18,6 +19,8 @@ def tables(result: dict[str, Any]) -> str:
         parts.append(table([_HEADING, *(_row(cell) for cell in cells)]))
     parts.append("What crosses between nodes in a layer, all instances together: frames to experts, MB both ways:")
     parts.append(table([_COUNTS, *_counts(result["cells"])]))
+    parts.append("What a Janus link takes beside raw ucxx and a plain socket in the same run, one way over loopback:")
+    parts.append(table([_LINKS, *_links(result)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -34,7 +37,9 @@ _HEADING = [
     "direct / two-phase",
     "the same, apart",
     "auto / best",
+    "layers until settled",
 ]
+_LINKS = ["payload", "link-ucx", "ucxx", "socket", "link-ucx beside ucxx", "goal"]
 _COUNTS = ["m x n", "H", "tokens", "direct", "aggregated", "two-phase", "direct MB", "two-phase MB"]
 
 
@@ -46,9 +51,38 @@ def _about(result: dict[str, Any]) -> str:
     )
 
 
+def _auto(result: dict[str, Any]) -> str:
+    """How near auto is to the best way, over all cells."""
+    said = []
+    for name, found in result["auto_regret"].items():
+        said.append(
+            f"{name}, {found['median']:.0%} in the median and {found['worst']:.0%} at worst ({found['worst_in']}), at "
+            f"most 10 % in {found['cells_within_10_percent']} of {found['cells']} cells"
+        )
+    return f"`auto` was slower than the best of the others by: {'; '.join(said)}."
+
+
+def _links(result: dict[str, Any]) -> list[list[str]]:
+    figures = {(each["stack"], each["bytes"]): each["trip_us"] for each in result["transport"]["figures"]}
+    rows = []
+    for nbytes, found in result["overhead_vs_ucxx"].items():
+        size = int(nbytes)
+        by_ratio = size >= RATIO_FROM
+        trips = [figures.get((stack, size)) for stack in _LINKS[1:4]]
+        rows.append(
+            [
+                f"{size >> 10} KiB" if size >= 1024 else f"{size} B",
+                *("-" if us is None else f"{us:.0f} us" for us in trips),
+                f"{found:.2f}x" if by_ratio else f"{found:+.0f} us",
+                f"{MAX_RATIO:g}x" if by_ratio else f"{MAX_DIFFERENCE_US:.0f} us",
+            ]
+        )
+    return rows
+
+
 def _row(cell: dict[str, Any]) -> list[str]:
     shown, ways = ratios(cell), cell["ways"]
-    order = [f"attention/{way}" for way in ("direct", "aggregated", "two-phase", "auto")]
+    order = [f"attention/{way}" for way in (*FORCED, "auto")]
     order += ["expert/direct", "expert/two-phase"]
     return [
         f"{cell['attention']}x{cell['experts']}",
@@ -56,8 +90,9 @@ def _row(cell: dict[str, Any]) -> list[str]:
         str(cell["tokens"]),
         *(f"{ways[way]['us']:.0f}" for way in order),
         f"{shown['two_phase_speedup']:.2f}",
-        f"{ratios(cell, 'us_apart')['two_phase_speedup']:.2f}",
+        f"{ratios(cell, 'us_apart')['two_phase_speedup']:.2f}" if has_apart(cell) else "-",
         f"{shown['auto_over_best']:.2f}",
+        str(cell["settled"]["layers"]) if cell["settled"]["all_tried"] else "-",
     ]
 
 
@@ -68,7 +103,7 @@ def _counts(cells: list[dict[str, Any]]) -> list[list[str]]:
         if key in seen:
             continue
         seen.add(key)
-        ways = {way: cell["ways"][f"attention/{way}"] for way in ("direct", "aggregated", "two-phase")}
+        ways = {way: cell["ways"][f"attention/{way}"] for way in FORCED}
         rows.append(
             [
                 f"{key[0]}x{key[1]}",

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.exchange.barrier import Barrier
 from benchmarks.exchange.cluster import Workers
+from benchmarks.exchange.ratios import ratios
 from benchmarks.testbed import LinkSpec, LinkTraffic, Testbed
 
 NODES = ("a0", "a1", "e0", "e1")
@@ -23,11 +24,17 @@ WAYS = (
     ("expert", "direct"),
     ("expert", "two-phase"),
 )
-#: Layers before a cell is measured: for memory to be touched, and of "auto" for the choice to learn.
-_WARM, _WARM_AUTO, _WARM_S = 3, 48, 4.0
+#: Layers before a way is measured, for memory to be touched.
+_WARM = 3
+#: Layers between two looks at whether auto has tried every way.
+_SETTLE = 24
 _MOST = 300
+#: Rounds of a cell, however long its layers take.
+_LEAST_ROUNDS = 2
 #: Cells in which a direct layer would be more than this are left out: they take minutes.
 _MOST_BYTES = 70e6
+#: Seconds of a direct layer over the network alone from which a cell is left out, likewise.
+_MOST_LAYER_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +42,21 @@ class Sweep:
     """What to measure, and how hard."""
 
     #: (attention, expert) instances, spread over two nodes each.
-    topologies: tuple[tuple[int, int], ...] = ((2, 2), (4, 4), (2, 8), (8, 8))
+    topologies: tuple[tuple[int, int], ...] = ((2, 2), (4, 4), (2, 8))
     hidden: tuple[int, ...] = (2048, 7168)
-    tokens: tuple[int, ...] = (1, 16, 128)
+    tokens: tuple[int, ...] = (1, 16, 128, 512)
     #: (one-way latency in us, rate in Gbit/s)
     networks: tuple[tuple[float, float], ...] = ((10, 25), (50, 10), (200, 1))
-    rounds: int = 3
+    rounds: int = 6
+    #: In so many of them instances also go on by themselves, and experts gate.
+    apart_rounds: int = 3
+    expert_gate_rounds: int = 2
     #: Seconds per way and round, and at least so many layers.
-    seconds: float = 0.3
+    seconds: float = 0.15
     least: int = 5
+    #: Seconds in which auto may try the ways before it is measured, and those that a cell's rounds may take.
+    settle_s: float = 5.0
+    cell_s: float = 12.0
 
 
 def run(sweep: Sweep) -> Iterator[dict[str, Any]]:
@@ -58,7 +71,9 @@ def run(sweep: Sweep) -> Iterator[dict[str, Any]]:
                     bed.set_link(LinkSpec(latency_us=latency_us, rate_gbit=rate_gbit))
                     links = workers.ask({"do": "measure"}, workers.attention)
                     for tokens in sweep.tokens:
-                        if 4 * attention * experts * tokens * hidden > _MOST_BYTES:
+                        nbytes = 4 * attention * experts * tokens * hidden
+                        # Half of them each way; two nodes' ports work at the same time.
+                        if nbytes > _MOST_BYTES or nbytes / 4 * 8 / (rate_gbit * 1e9) > _MOST_LAYER_S:
                             continue
                         started = time.monotonic()
                         cell = {
@@ -69,66 +84,88 @@ def run(sweep: Sweep) -> Iterator[dict[str, Any]]:
                             "latency_us": latency_us,
                             "rate_gbit": rate_gbit,
                             "links": next(iter(links.values())),
-                            "ways": _cell(bed, workers, tokens, sweep),
+                            **_Cell(bed, workers, tokens, sweep).measure(),
                         }
                         _say(cell, time.monotonic() - started)
                         yield cell
 
 
-def _cell(bed: Testbed, workers: Workers, tokens: int, sweep: Sweep) -> dict[str, Any]:
-    layers: dict[str, int] = {}
-    spent: dict[str, float] = {}
-    for gate, way in WAYS:
-        warm = _WARM
-        if way == "auto":
-            warm = min(_WARM_AUTO, max(_WARM, *(int(_WARM_S * 1e6 / us) for us in spent.values())))
-        command = {"gate": gate, "way": way, "tokens": tokens, "fresh": True}
-        took = _turn(bed, workers, command, layers=warm)
-        spent[way] = took["us"]
-        layers[f"{gate}/{way}"] = min(_MOST, max(sweep.least, int(sweep.seconds * 1e6 / took["us"])))
-    measured: dict[str, list[dict[str, float]]] = {}
-    for _ in range(sweep.rounds):
+class _Cell:
+    """One size in one network. What auto has learned at another size in this network stays, as in a cluster."""
+
+    def __init__(self, bed: Testbed, workers: Workers, tokens: int, sweep: Sweep) -> None:
+        self._bed = bed
+        self._workers = workers
+        self._tokens = tokens
+        self._sweep = sweep
+
+    def measure(self) -> dict[str, Any]:
+        """Return the figures of each way, and how long auto took to try them all."""
+        sweep = self._sweep
+        layers: dict[str, int] = {}
         for gate, way in WAYS:
-            key = f"{gate}/{way}"
-            command = {"gate": gate, "way": way, "tokens": tokens, "fresh": False}
-            found = _turn(bed, workers, command, layers=layers[key])
-            if gate == "attention":
-                found["us_apart"] = _turn(bed, workers, command, layers=layers[key], together=False)["us_apart"]
-            measured.setdefault(key, []).append(found)
-    return {way: summary(turns) for way, turns in measured.items()}
+            took = self._turn(gate, way, layers=_WARM)
+            layers[f"{gate}/{way}"] = min(_MOST, max(sweep.least, int(sweep.seconds * 1e6 / took["us"])))
+        settled = {"settled": self._settle(together=True)}
+        if sweep.apart_rounds:
+            settled["settled_apart"] = self._settle(together=False)
+        measured: dict[str, list[dict[str, float]]] = {}
+        begun = time.monotonic()
+        for number in range(sweep.rounds):
+            if number >= _LEAST_ROUNDS and (time.monotonic() - begun) * (number + 1) / number > sweep.cell_s:
+                break
+            for gate, way in WAYS:
+                if gate == "expert" and number >= sweep.expert_gate_rounds:
+                    continue
+                key = f"{gate}/{way}"
+                found = self._turn(gate, way, layers=layers[key])
+                if gate == "attention" and number < sweep.apart_rounds:
+                    found["us_apart"] = self._turn(gate, way, layers=layers[key], together=False)["us_apart"]
+                measured.setdefault(key, []).append(found)
+        return {**settled, "ways": {way: summary(turns) for way, turns in measured.items()}}
 
+    def _settle(self, *, together: bool) -> dict[str, Any]:
+        """Let auto try every way; returns after how many layers it had, if it had in time."""
+        begun, layers = time.monotonic(), 0
+        while True:
+            turn = self._turn("attention", "auto", layers=_SETTLE, together=together)
+            layers += _SETTLE
+            if turn["unsettled"] == 0:
+                return {"layers": layers, "all_tried": True}
+            if time.monotonic() - begun > self._sweep.settle_s:
+                return {"layers": layers, "all_tried": False}
 
-def _turn(
-    bed: Testbed, workers: Workers, command: dict[str, Any], *, layers: int, together: bool = True
-) -> dict[str, float]:
-    """One way's turn: the median time of a layer, and counts per layer of all attention instances.
+    def _turn(self, gate: str, way: str, *, layers: int, together: bool = True) -> dict[str, float]:
+        """One way's turn: the median time of a layer, and counts per layer of all attention instances.
 
-    ``together``: all instances begin each layer at the same time, and its time is from the first beginning to the last
-    end. Otherwise each goes on by itself, and the time is that of its own dispatches.
-    """
-    told = {"do": "run", "seconds": 0.0, "least": layers, "most": layers, **command}
-    before = bed.traffic()
-    if together:
-        with Barrier(len(workers.attention)) as barrier:
-            answers = workers.ask({**told, "barrier": barrier.path}, workers.attention)
-        begun = zip(*(answer["begun"] for answer in answers.values()), strict=True)
-        ended = zip(*(answer["ended"] for answer in answers.values()), strict=True)
-        times = [(max(ends) - min(begins)) * 1e6 for begins, ends in zip(begun, ended, strict=True)]
-    else:
-        answers = workers.ask(told, workers.attention)
-        times = [us for answer in answers.values() for us in answer["us"]]
-    crossed = _crossed(before, bed.traffic())
-    total = {key: sum(answer[key] for answer in answers.values()) for key in ("frames", "hand_ins", "linger_ns")}
-    ways = {key: sum(answer[key] for answer in answers.values()) for key in ("direct", "aggregated", "two_phase")}
-    return {
-        "us" if together else "us_apart": statistics.median(times),
-        "frames_per_layer": total["frames"] / layers,
-        "hand_ins_per_layer": total["hand_ins"] / layers,
-        "linger_us": total["linger_ns"] / 1e3 / layers / len(answers),
-        "bytes_per_layer": crossed.bytes / layers,
-        "packets_per_layer": crossed.packets / layers,
-        **{f"share_{way}": count / layers / len(answers) for way, count in ways.items()},
-    }
+        ``together``: all instances begin each layer at the same time, and its time is from the first beginning to the
+        last end. Otherwise each goes on by itself, and the time is that of its own dispatches.
+        """
+        workers = self._workers
+        told = {"do": "run", "gate": gate, "way": way, "tokens": self._tokens, "layers": layers}
+        before = self._bed.traffic()
+        if together:
+            with Barrier(len(workers.attention)) as barrier:
+                answers = workers.ask({**told, "barrier": barrier.path}, workers.attention)
+            begun = zip(*(answer["begun"] for answer in answers.values()), strict=True)
+            ended = zip(*(answer["ended"] for answer in answers.values()), strict=True)
+            times = [(max(ends) - min(begins)) * 1e6 for begins, ends in zip(begun, ended, strict=True)]
+        else:
+            answers = workers.ask(told, workers.attention)
+            times = [us for answer in answers.values() for us in answer["us"]]
+        crossed = _crossed(before, self._bed.traffic())
+        total = {key: sum(answer[key] for answer in answers.values()) for key in ("frames", "hand_ins", "linger_ns")}
+        ways = {key: sum(answer[key] for answer in answers.values()) for key in ("direct", "aggregated", "two_phase")}
+        return {
+            "us" if together else "us_apart": statistics.median(times),
+            "frames_per_layer": total["frames"] / layers,
+            "hand_ins_per_layer": total["hand_ins"] / layers,
+            "linger_us": total["linger_ns"] / 1e3 / layers / len(answers),
+            "bytes_per_layer": crossed.bytes / layers,
+            "packets_per_layer": crossed.packets / layers,
+            "unsettled": sum(not answer["settled"] for answer in answers.values()),
+            **{f"share_{way}": count / layers / len(answers) for way, count in ways.items()},
+        }
 
 
 def _crossed(before: dict[tuple[str, str], LinkTraffic], after: dict[tuple[str, str], LinkTraffic]) -> LinkTraffic:
@@ -141,39 +178,19 @@ def _crossed(before: dict[tuple[str, str], LinkTraffic], after: dict[tuple[str, 
 
 
 def summary(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return the median of each figure over turns, and of the time its spread too."""
-    result: dict[str, Any] = {key: round(statistics.median(turn[key] for turn in turns), 3) for key in turns[0]}
-    for key in ("us", "us_apart"):
-        if key in turns[0]:
-            result[f"{key}_each"] = [round(turn[key], 1) for turn in turns]
-    return result
-
-
-def ratios(cell: dict[str, Any], key: str = "us") -> dict[str, float]:
-    """Return what a cell shows: how much faster two phases are than direct, and how near auto is to the best.
-
-    The ways take turns, so that a round's turns have the same neighbours: ratios are taken round by round.
-    """
-    each = {
-        way: cell["ways"][f"attention/{way}"][f"{key}_each"] for way in ("direct", "aggregated", "two-phase", "auto")
-    }
-    best = min(("direct", "aggregated", "two-phase"), key=lambda way: statistics.median(each[way]))
-    return {
-        "two_phase_speedup": round(_paired(each["direct"], each["two-phase"]), 3),
-        "auto_over_best": round(_paired(each["auto"], each[best]), 3),
-    }
-
-
-def _paired(times: Sequence[float], others: Sequence[float]) -> float:
-    return statistics.median(mine / theirs for mine, theirs in zip(times, others, strict=True))
+    """Return the median of each figure over turns, and each turn's time too."""
+    keys = [key for key in turns[0] if key != "unsettled"]
+    each = {key: [turn[key] for turn in turns if key in turn] for key in keys}
+    result: dict[str, Any] = {key: round(statistics.median(values), 3) for key, values in each.items()}
+    return result | {f"{key}_each": [round(us, 1) for us in each[key]] for key in ("us", "us_apart") if key in each}
 
 
 def _say(cell: dict[str, Any], seconds: float) -> None:
-    shown = ratios(cell)
     times = " ".join(f"{way.replace('attention/', '')}={found['us']:.0f}" for way, found in cell["ways"].items())
     print(
         f"{cell['attention']}x{cell['experts']} H={cell['hidden']} T={cell['tokens']} "
-        f"{cell['latency_us']:g}us/{cell['rate_gbit']:g}G: {times} {shown} ({seconds:.1f} s)",
+        f"{cell['latency_us']:g}us/{cell['rate_gbit']:g}G: {times} {ratios(cell)} "
+        f"settled after {cell['settled']} ({seconds:.1f} s)",
         file=sys.stderr,
         flush=True,
     )

@@ -191,38 +191,28 @@ class Worker:
             return {}
         self.inter = await measure_links(list(self.exchange.links.values()), timeout_s=20.0)
         self.intra = await measure_links(list(self.exchange.siblings.values()), timeout_s=20.0)
-        for choice in self.choices.values():
-            choice.measured(inter=self.inter, intra=self.intra)
+        self.choices.clear()  # the network is another one
         return {
             "inter_us": _us(self.inter),
             "intra_us": _us(self.intra),
         }
 
-    async def do_run(
-        self,
-        *,
-        way: str,
-        gate: str,
-        tokens: int,
-        seconds: float,
-        least: int,
-        most: int,
-        fresh: bool,
-        barrier: str = "",
-    ) -> dict[str, Any]:
-        """Dispatch and combine layer after layer; returns when each began and ended, and what was counted.
+    async def do_run(self, *, way: str, gate: str, tokens: int, layers: int, barrier: str = "") -> dict[str, Any]:
+        """Dispatch and combine so many layers; returns when each began and ended, and what was counted.
 
-        ``barrier``: begin each of exactly ``most`` layers with all others who are given this path.
+        ``barrier``: begin each layer with all others who are given this path.
         """
         exchange = self.exchange
         if exchange is None:
             return {}
-        key = f"{way}/{gate}"
-        if fresh or key not in self.choices:
+        # What it is like apart from the others is another thing to learn.
+        key = f"{way}/{gate}/{bool(barrier)}"
+        if key not in self.choices:
             self.choices[key] = ModeChoice(way)  # type: ignore[arg-type]
             self.choices[key].measured(inter=self.inter, intra=self.intra)
+        choice = self.choices[key]
         exchange.set_gate(experts=gate == "expert")
-        exchange.set_choice(self.choices[key])
+        exchange.set_choice(choice)
         generator = torch.Generator().manual_seed(hash((self.name, tokens)) & 0xFFFF)
         x_TH = torch.randn(tokens, self.config.hidden_size, generator=generator).to(self.dtype)
         ids = [
@@ -234,12 +224,9 @@ class Worker:
         begun: list[float] = []
         ended: list[float] = []
         together = Party(barrier) if barrier else None
-        started = time.monotonic()
         with torch.inference_mode():
-            while len(begun) < most and (
-                together is not None or len(begun) < least or time.monotonic() - started < seconds
-            ):
-                layer = len(begun) % LAYERS
+            for number in range(layers):
+                layer = number % LAYERS
                 routing = (None, None) if gate == "expert" else (ids[layer], weights_TK)
                 if together is not None:
                     await together.arrive(timeout_s=120.0)
@@ -251,7 +238,8 @@ class Worker:
         after = asdict(exchange.times)
         taken = [(end - begin) * 1e6 for begin, end in zip(begun, ended, strict=True)]
         counted = {name: after[name] - before[name] for name in after}
-        return {"us": taken, "begun": begun, "ended": ended, **counted}
+        settled = not choice.has_choice or not choice.leads or choice.settled(x_TH.nbytes)
+        return {"us": taken, "begun": begun, "ended": ended, "settled": settled, **counted}
 
 
 def _us(cost: Any) -> dict[str, float] | None:
