@@ -8,27 +8,16 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from janus.config.fields import check_ranges, option
-from janus.config.options import (
-    Device,
-    DType,
-    ExchangeName,
-    GateSide,
-    LogFormat,
-    LogLevel,
-    MicroBatches,
-    PlacementName,
-    SchedulerName,
-    Transport,
-)
+from janus.config.options.shared import COMPUTE, ComputeOptions, DispatchOptions, PlacementOptions, ProcessOptions
 from janus.config.scaling import ScalingOptions
 from janus.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_OPS, _COMPUTE = "Operation", "Model and compute"
+_OPS = "Operation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpOptions:
+class UpOptions(ProcessOptions, ComputeOptions, DispatchOptions, PlacementOptions):
     """Start a cluster on this machine: controller, gateway, attention- and expert-servers.
 
     Prints one line ``ready: URL`` on stdout when it serves. Ctrl-C stops it in order; a second one, by force.
@@ -36,7 +25,9 @@ class UpOptions:
 
     SERVICE: ClassVar[str] = "up"
 
-    model: Path = option(help="Model directory in Hugging Face format (Qwen3-MoE).", panel=_COMPUTE)
+    model: Path = option(
+        help="Model directory in Hugging Face format; janus models lists what is served.", panel=COMPUTE
+    )
     attention: int = option(1, help="Attention instances (m).", unit="instances", minimum=1, maximum=256)
     experts: int = option(
         2, help="Expert instances (n); not used with --monolithic.", unit="instances", minimum=1, maximum=1024
@@ -51,54 +42,14 @@ class UpOptions:
     monolithic: bool = option(
         False, help="Run the experts inside the attention instances: the same engine without the exchange."
     )
-    dtype: DType = option("float32", help="Type of weights, KV cache and activations.", panel=_COMPUTE)
-    device: Device = option("auto", help="Where to compute; auto takes a GPU when there is one.", panel=_COMPUTE)
     threads: int = option(
         0,
         help="CPU threads of each attention and expert instance.",
         unit="threads",
         default_text="0 = the cores, shared out",
         minimum=0,
-        panel=_COMPUTE,
+        panel=COMPUTE,
     )
-    scheduler: SchedulerName = option(
-        "aebs",
-        help="Which replica serves an activated expert; see janus-attention-server --help.",
-        panel=_COMPUTE,
-    )
-    exchange: ExchangeName = option(
-        "auto",
-        help="How activations reach the experts: whichever way takes the least time, or always this one.",
-        panel=_COMPUTE,
-    )
-    gate: GateSide = option(
-        "attention", help="Who chooses the experts: the attention instances, or every expert instance.", panel=_COMPUTE
-    )
-    micro_batches: MicroBatches = option(
-        "auto",
-        help="Parts that the running sequences are split into; see janus-attention-server --help.",
-        panel=_COMPUTE,
-    )
-    slots_per_instance: int = option(
-        0,
-        help="Experts that each expert instance holds per MoE layer; more than an even share makes replicas.",
-        unit="slots",
-        default_text="0 = an even share",
-        minimum=0,
-        panel=_COMPUTE,
-    )
-    placement: PlacementName = option(
-        "activation-aware",
-        help="Which experts are replicated, and where: static, eplb, activation-aware; see janus-placement-controller.",
-        panel=_COMPUTE,
-    )
-    activations: str = option(
-        "",
-        help="JSON file with how often each expert was activated; see janus-placement-controller --help.",
-        default_text="none: all alike",
-        panel=_COMPUTE,
-    )
-    transport: Transport = option("ucx", help="How instances talk; tcp is for diagnosis.", panel=_OPS)
     name: str = option("default", help="Name of the cluster, for status, down and chat.", panel=_OPS)
     restart: Literal["on-failure", "never"] = option(
         "on-failure", help="What to do about an instance that died while the cluster serves.", panel=_OPS
@@ -115,9 +66,6 @@ class UpOptions:
     start_timeout_s: float = option(
         120.0, help="How long the cluster may take to become ready.", unit="seconds", minimum=1, panel=_OPS
     )
-    drain_timeout_s: float = option(
-        10.0, help="How long requests in flight may take to finish on Ctrl-C.", unit="seconds", minimum=0, panel=_OPS
-    )
     preload: bool = option(
         True,
         help="Fork attention- and expert-servers from a process that has loaded torch: they start sooner and share "
@@ -126,8 +74,6 @@ class UpOptions:
     )
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
     verbose: bool = option(False, help="Show the instances' logs here too; they are always in files.", panel=_OPS)
-    log_level: LogLevel = option("info", help="Least severe event that is logged.", panel=_OPS)
-    log_format: LogFormat = option("console", help="Form of the log lines.", panel=_OPS)
 
     def __post_init__(self) -> None:
         check_ranges(self)
