@@ -1,34 +1,30 @@
-"""Random-weight checkpoints, made and written by ``transformers``: Qwen3-MoE in many shapes, other families in one."""
+"""Random-weight checkpoints: Qwen3-MoE in shapes of their own, and every family as its tests vary it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV2Config,
-    DeepseekV3Config,
-    Glm4MoeConfig,
-    GptOssConfig,
-    MixtralConfig,
-    OlmoeConfig,
-    PreTrainedConfig,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from transformers import Qwen3MoeConfig
 
+from janus.model.config import ModelConfig
+from janus.model.random_model import write_random_model
 from tests.e2e import vocabularies
+from tests.model.families.harness import write as write_model
+from tests.model.families.quantised import dequantised
+from tests.model.families.variants import VARIANTS, config_of
 
 BUNDLED = Path(__file__).parents[2] / "models" / "janus-tiny"
 _VOCAB = 300
 #: Large, so that answers vary: with the usual 0.02 a random model repeats one token for ever (here about 30 of 64
 #: tokens of an answer differ; float32 is within 4e-5 of float64 in every log-probability).
 _STD = 0.3
+#: In the directory of a quantised model.
+_PLAIN = "dequantised"
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,6 @@ class Shape:
     write_tokenizer: Callable[[Path, int], None] = vocabularies.write_named
     #: Largest file, so that some checkpoints come in shards.
     shard_size: str = "1GB"
-    family: type[PreTrainedConfig] = Qwen3MoeConfig
 
 
 SHAPES: dict[str, Shape] = {
@@ -94,70 +89,31 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-#: DeepSeek's latent attention, and experts behind a dense layer.
-_LATENT: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 24,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "head_dim": 8,  # transformers' name for the width of the rotary part
-    "v_head_dim": 12,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 12,
-    "num_experts_per_tok": 3,
+#: Every config of ``tests/model/families``, by family and variant.
+FAMILIES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    f"{family}-{variant}": (family, changes) for family, each in VARIANTS.items() for variant, changes in each.items()
 }
-
-#: One shape of each other family, with what is its own switched on; ``tests/model/families`` has the variants.
-FAMILIES: dict[str, Shape] = {
-    "qwen2_moe": Shape({"num_experts": 9, "shared_expert_intermediate_size": 40}, family=Qwen2MoeConfig),
-    "mixtral": Shape({"num_local_experts": 7, "sliding_window": 100}, family=MixtralConfig),
-    "olmoe": Shape({"num_experts": 9, "num_experts_per_tok": 3, "clip_qkv": 2.0, "head_dim": 12}, family=OlmoeConfig),
-    "glm4_moe": Shape(
-        {
-            "n_routed_experts": 10,
-            "num_experts_per_tok": 3,
-            "attention_bias": True,
-            "use_qk_norm": True,
-            "routed_scaling_factor": 1.5,
-        },
-        family=Glm4MoeConfig,
-    ),
-    "gpt_oss": Shape(
-        {
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-            "sliding_window": 40,
-            "initializer_range": 0.15,  # with more, float32 is too far off float64
-        },
-        family=GptOssConfig,
-    ),
-    # As V2-Lite is: queries projected at once, two shared experts, a longer context by YaRN.
-    "deepseek_v2": Shape(
-        {
-            **_LATENT,
-            "q_lora_rank": None,
-            "n_shared_experts": 2,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 10_000.0,
-                "factor": 16.0,
-                "original_max_position_embeddings": 32,
-                "mscale": 0.707,
-                "mscale_all_dim": 0.707,
-            },
-        },
-        family=DeepseekV2Config,
-    ),
-    "deepseek_v3": Shape({**_LATENT, "q_lora_rank": 20, "n_group": 4, "topk_group": 2}, family=DeepseekV3Config),
+#: In the forms that models are published in: the family, sizes that the form needs, and the form.
+QUANTISED: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
+    "deepseek_v3-fp8": ("deepseek_v3", {"n_group": 4, "topk_group": 2}, {"fp8_block": (9, 14)}),
+    "gpt_oss-mxfp4": ("gpt_oss", {"hidden_size": 64, "intermediate_size": 32}, {"mxfp4": True}),
+    "qwen3_moe-fp8": ("qwen3_moe", {"mlp_only_layers": [1]}, {"fp8_block": (16, 12)}),
 }
 
 
 def write(name: str, directory: Path) -> Path:
-    """Write the model of shape ``name``, or a copy of the bundled one, and return its directory."""
+    """Write the model called ``name``, or a copy of the bundled one, and return its directory."""
     if name == "janus-tiny":
         return Path(shutil.copytree(BUNDLED, directory))
-    shape = SHAPES[name] if name in SHAPES else FAMILIES[name]
-    config = shape.family(
+    if name in QUANTISED:
+        return _write_quantised(*QUANTISED[name], directory)
+    if name in FAMILIES:
+        family, changes = FAMILIES[name]
+        write_model(config_of(family, **{"vocab_size": _VOCAB, **changes}), directory)
+        vocabularies.write_named(directory, _VOCAB)
+        return directory
+    shape = SHAPES[name]
+    config = Qwen3MoeConfig(
         **{
             "vocab_size": _VOCAB,
             "hidden_size": 48,
@@ -176,14 +132,23 @@ def write(name: str, directory: Path) -> Path:
             **shape.config,
         }
     )
-    torch.manual_seed(len(name))
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter, weights in (*model.named_parameters(), *model.named_buffers()):
-            # Left at 1 and 0 by the initialisation, where a weight that is never read would go unnoticed.
-            if parameter.endswith(("norm.weight", "bias")):
-                weights.add_(torch.randn_like(weights) * 0.1)
-    directory.mkdir(parents=True)
-    model.save_pretrained(directory, max_shard_size=shape.shard_size)
+    write_model(config, directory, seed=len(name), shard_size=shape.shard_size)
     shape.write_tokenizer(directory, _VOCAB)
+    return directory
+
+
+def reference(directory: Path) -> Path:
+    """What ``transformers`` reads in place of the model in ``directory``: the same, or what it stands for in f32."""
+    plain = directory / _PLAIN
+    return plain if plain.is_dir() else directory
+
+
+def _write_quantised(family: str, sizes: Mapping[str, Any], form: Mapping[str, Any], directory: Path) -> Path:
+    """Weights in ``form`` by Janus itself, and beside them what they stand for."""
+    with tempfile.TemporaryDirectory() as shape:
+        config = ModelConfig.load(write_model(config_of(family, **{"vocab_size": _VOCAB, **sizes}), Path(shape)))
+    write_random_model(directory, replace(config, **form), seed=len(family), std=0.2)
+    dequantised(directory, directory / _PLAIN)
+    for each in (directory, directory / _PLAIN):
+        vocabularies.write_named(each, _VOCAB)
     return directory

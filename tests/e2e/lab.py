@@ -20,7 +20,7 @@ class Lab:
     _oracles: dict[str, Oracle] = field(default_factory=dict)
 
     def model_dir(self, name: str) -> Path:
-        """The directory of a model of ``checkpoints.SHAPES``, or of ``janus-tiny``."""
+        """The directory of a model that ``checkpoints.write`` knows."""
         if name not in self._models:
             self._models[name] = checkpoints.write(name, self.directory / name)
         return self._models[name]
@@ -28,5 +28,5 @@ class Lab:
     def oracle(self, name: str) -> Oracle:
         """``transformers`` in float32 on that model."""
         if name not in self._oracles:
-            self._oracles[name] = Oracle(self.model_dir(name))
+            self._oracles[name] = Oracle(checkpoints.reference(self.model_dir(name)))
         return self._oracles[name]

@@ -1,4 +1,4 @@
-"""Every family in a cluster: what it generates is what ``transformers`` generates, whoever gates."""
+"""Every config of every family in clusters: what they generate is what ``transformers`` generates, whoever gates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.e2e.cases import spec_of
-from tests.e2e.checkpoints import FAMILIES
+from tests.e2e.checkpoints import FAMILIES, QUANTISED
 from tests.e2e.client import Client
 from tests.e2e.cluster import Cluster, Spec
 from tests.e2e.lab import Lab
@@ -16,14 +16,20 @@ from tests.e2e.test_tokens import check_tokens
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-#: What `make test` covers: a shared expert and corrected scores gated by experts; biases, sinks, windows; latents.
-FAST = (("glm4_moe", (1, 2), "expert"), ("gpt_oss", (1, 1), "attention"), ("deepseek_v3", (1, 1), "attention"))
+#: What `make test` covers: a shared expert, gated by experts; sinks, windows and biases, in MXFP4; latents and groups.
+FAST = (
+    ("glm4_moe-query_key_norms", (1, 2), "expert"),
+    ("gpt_oss-mxfp4", (1, 1), "attention"),
+    ("deepseek_v3-groups", (1, 1), "attention"),
+)
+SLOW = [
+    (name, topology, gate)
+    for name in (*FAMILIES, *QUANTISED)
+    for topology, gate in (((1, 1), "attention"), ((2, 3), "expert"))
+]
 CASES = [
     pytest.param(case, id=f"{case[0]}-{case[1][0]}A{case[1][1]}E-{case[2]}", marks=() if fast else pytest.mark.slow)
-    for name in FAMILIES
-    for case in dict.fromkeys(
-        (*(each for each in FAST if each[0] == name), (name, (2, 3), "expert"), (name, (1, 1), "attention"))
-    )
+    for case in dict.fromkeys((*FAST, *SLOW))
     for fast in [case in FAST]
 ]
 

@@ -47,15 +47,18 @@ TINY: dict[str, Any] = {
 }
 
 
-def write(config: PreTrainedConfig, directory: Path, *, seed: int = 0) -> Path:
-    """Write a random checkpoint of ``config`` by ``transformers``; no tensor is left at an initial 0 or 1."""
+def write(config: PreTrainedConfig, directory: Path, *, seed: int = 0, shard_size: str = "1GB") -> Path:
+    """Write a random checkpoint of ``config`` by ``transformers``, in files of at most ``shard_size``.
+
+    No tensor is left at an initial 0 or 1, where one that is never read would go unnoticed.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name.endswith(("norm.weight", "bias", "layernorm.weight")):
+            if name.endswith(("norm.weight", "bias")):
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, max_shard_size=shard_size)
     return directory
 
 

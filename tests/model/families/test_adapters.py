@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from janus.errors import CheckpointError
 from janus.model.config import ModelConfig
 from janus.model.families import FAMILIES
+from tests.model.families.variants import VARIANTS, config_of
 
 ROOT = Path(__file__).parents[3]
 DIRECTORY = ROOT / "src" / "janus" / "model" / "families"
@@ -20,6 +22,15 @@ GUIDE = (ROOT / "docs" / "adding-a-model.md").read_text()
 
 def test_every_family_is_a_file_of_its_name() -> None:
     assert [path.stem for path in ADAPTERS] == sorted(FAMILIES)
+
+
+def test_every_family_is_tested_in_at_least_four_configs() -> None:
+    assert set(VARIANTS) == set(FAMILIES)
+    for family, variants in VARIANTS.items():
+        different = {
+            json.dumps(config_of(family, **changes).to_dict(), sort_keys=True) for changes in variants.values()
+        }
+        assert len(different) == len(variants) >= 4, family
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
@@ -51,6 +62,17 @@ def test_nothing_else_knows_a_familys_name() -> None:
 def test_the_guide_shows_the_files_as_they_are(path: str) -> None:
     assert f"`{path}`" in GUIDE
     assert f"```python\n{(ROOT / path).read_text()}```" in GUIDE
+
+
+def test_the_guide_shows_the_diff_as_it_is() -> None:
+    """Of the list of adapters, the lines that name it."""
+    counts = {}
+    for path in ("src/janus/model/families/olmoe.py", "tests/model/families/test_olmoe.py"):
+        counts[path] = len((ROOT / path).read_text().splitlines())
+    path = "src/janus/model/families/__init__.py"
+    counts[path] = sum("olmoe" in line.lower() for line in (ROOT / path).read_text().splitlines())
+    shown = re.findall(r"^((?:src|tests)/\S+) +(\d+) \+$", GUIDE, re.MULTILINE)
+    assert {path: int(count) for path, count in shown} == counts
 
 
 def test_the_guide_lists_every_family_and_setting_that_there_is() -> None:

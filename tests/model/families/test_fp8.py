@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from janus.errors import CheckpointError
 from janus.model.attention_model import AttentionModel
@@ -20,6 +20,7 @@ from janus.model.config import ModelConfig
 from janus.model.random_model import random_config, write_random_model
 from tests.model.engine import Engine
 from tests.model.families.harness import both, config_in, prompts, reference, write
+from tests.model.families.quantised import dequantised, tensors_of
 from tests.model.families.test_deepseek_v3 import config_of
 
 
@@ -34,29 +35,6 @@ def fp8_model(tmp_path: Path) -> Path:
     return write_fp8(config, tmp_path / "fp8")
 
 
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
-def dequantised(path: Path, directory: Path, block: tuple[int, int]) -> Path:
-    """The same model in f32, each element multiplied by its own scale."""
-    stored, plain = tensors_of(path), {}
-    for name, tensor in stored.items():
-        scales = stored.get(f"{name}_scale_inv")
-        if scales is not None:
-            rows, columns = (torch.arange(size) // each for size, each in zip(tensor.shape, block, strict=True))
-            plain[name] = tensor.float() * scales[rows[:, None], columns[None]]
-        elif not name.endswith("_scale_inv"):
-            plain[name] = tensor
-    assert len(plain) < len(stored)
-    directory.mkdir()
-    save_file(plain, directory / "model.safetensors")
-    raw = json.loads((path / "config.json").read_text())
-    del raw["quantization_config"]
-    (directory / "config.json").write_text(json.dumps(raw))
-    return directory
-
-
 @both
 def test_deepseek_blocks_are_dequantised(fp8_model: Path, tmp_path: Path, kernels: bool) -> None:
     check_dequantised(fp8_model, tmp_path, kernels=kernels)
@@ -67,7 +45,7 @@ def test_qwen3_blocks_are_dequantised(tmp_path: Path) -> None:
 
 
 def check_dequantised(path: Path, tmp_path: Path, *, kernels: bool) -> None:
-    engine, model = Engine(path, kernels=kernels), reference(dequantised(path, tmp_path / "dequantised", (9, 14)))
+    engine, model = Engine(path, kernels=kernels), reference(dequantised(path, tmp_path / "dequantised"))
     for prompt in prompts(engine.config.vocab_size):
         (got,) = engine.step([(engine.sequence(prompt), len(prompt))])
         with torch.inference_mode():

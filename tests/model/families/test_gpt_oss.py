@@ -18,6 +18,7 @@ from janus.model.mxfp4 import dequantise
 from janus.model.random_model import write_random_model
 from tests.model.engine import Engine
 from tests.model.families.harness import TINY, both, check_family, check_random_model, config_in, prompts, write
+from tests.model.families.quantised import dequantised
 
 FULL, WINDOW = "full_attention", "sliding_attention"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -73,31 +74,14 @@ def test_mxfp4_experts_are_those_of_the_dequantised_checkpoint(tmp_path: Path) -
     biases = 4 * (2 * 32 + 64)
     assert quantised.checkpoint.bytes_read - before == products // 2 + products // 32 + biases
     raw = json.loads((tmp_path / "mxfp4" / "config.json").read_text())
-    assert raw.pop("quantization_config") == {"quant_method": "mxfp4"}
-    plain = _dequantised(tmp_path / "mxfp4", tmp_path / "plain", raw)
+    assert raw["quantization_config"] == {"quant_method": "mxfp4"}
+    plain = dequantised(tmp_path / "mxfp4", tmp_path / "plain")
     check_family(plain, kernels=True)
     prompt = prompts(config.vocab_size)[0]
     (got,), (want,) = (
         engine.step([(engine.sequence(prompt), len(prompt))]) for engine in (quantised, Engine(plain, block_size=16))
     )
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
-
-
-def _dequantised(source: Path, directory: Path, raw: dict[str, Any]) -> Path:
-    """The same model as ``transformers`` stores it without MXFP4, by its own conversion."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(source / "model.safetensors")
-    for name in [name for name in tensors if name.endswith("_blocks")]:
-        scales = tensors.pop(name.replace("_blocks", "_scales"))
-        blocks = tensors.pop(name)
-        tensors[name.removesuffix("_blocks")] = convert_moe_packed_tensors(
-            blocks, scales, dtype=torch.float32
-        ).contiguous()
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(raw))
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
 
 
 @pytest.mark.parametrize(

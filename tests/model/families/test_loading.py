@@ -16,48 +16,20 @@ import torch
 from janus.errors import CheckpointError
 from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
-from janus.model.families import FAMILIES
 from janus.model.gate import load_gates
 from janus.model.inventory import EXPERTS, parts_of
 from janus.model.random_model import write_random_model
-from tests.model.families import (
-    test_deepseek_v2,
-    test_deepseek_v3,
-    test_glm4_moe,
-    test_gpt_oss,
-    test_mixtral,
-    test_olmoe,
-    test_qwen2_moe,
-    test_qwen3_moe,
-)
 from tests.model.families.harness import config_in, write
-
-CONFIGS = {
-    module.__name__.rpartition("test_")[2]: module.config_of
-    for module in (
-        test_deepseek_v2,
-        test_deepseek_v3,
-        test_glm4_moe,
-        test_gpt_oss,
-        test_mixtral,
-        test_olmoe,
-        test_qwen2_moe,
-        test_qwen3_moe,
-    )
-}
+from tests.model.families.variants import VARIANTS, config_of
 
 
-def test_every_family_is_here() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint; gpt-oss's is in MXFP4."""
     directory = tmp_path_factory.mktemp(request.param)
     if request.param != "gpt_oss":
-        return write_random_model(directory / "model", config_in(write(CONFIGS[request.param](), directory / "shape")))
-    settings = test_gpt_oss.config_of(hidden_size=64, intermediate_size=32)
+        return write_random_model(directory / "model", config_in(write(config_of(request.param), directory / "shape")))
+    settings = config_of("gpt_oss", hidden_size=64, intermediate_size=32)
     return write_random_model(directory / "model", replace(config_in(write(settings, directory / "shape")), mxfp4=True))
 
 

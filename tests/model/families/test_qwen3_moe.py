@@ -1,38 +1,36 @@
-"""Qwen3-MoE in the form that it is published in besides bf16; ``test_against_transformers.py`` has its variants."""
+"""Qwen3-MoE equals transformers, over the switches that its config has; in FP8 see ``test_fp8.py``."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
+import pytest
 from transformers import Qwen3MoeConfig
 
-from janus.model.random_model import write_random_model
-from tests.model.engine import Engine
-from tests.model.families.harness import TINY, both, check_random_model, config_in, prompts, reference, write
-from tests.model.families.test_fp8 import dequantised
+from tests.model.families.harness import TINY, both, check_family, check_random_model, config_in, write
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one_dense_layer": {"mlp_only_layers": [1], "intermediate_size": 40},
+    "multi_head_tied": {"num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True},
+    "one_kv_head_raw_weights": {"num_key_value_heads": 1, "norm_topk_prob": False, "num_experts_per_tok": 1},
+    "biases_every_second_layer": {"attention_bias": True, "decoder_sparse_step": 2, "num_hidden_layers": 4},
+    "yarn_all_experts": {"rope_parameters": YARN, "num_experts": 4, "num_experts_per_tok": 4},
+}
 
 
-def config_of() -> Qwen3MoeConfig:
-    own = {"head_dim": 16, "moe_intermediate_size": 20, "num_experts": 6, "num_experts_per_tok": 2}
-    return Qwen3MoeConfig(**TINY | own | {"mlp_only_layers": [1], "intermediate_size": 40})
+def config_of(**changes: Any) -> Qwen3MoeConfig:
+    own = {"head_dim": 16, "moe_intermediate_size": 20, "intermediate_size": 56, "num_experts": 6}
+    return Qwen3MoeConfig(**TINY | own | {"num_experts_per_tok": 2, "norm_topk_prob": True} | changes)
 
 
 @both
-def test_fp8_blocks_are_dequantised(tmp_path: Path, kernels: bool) -> None:
-    config = config_in(write(config_of(), tmp_path / "shape"))
-    path = write_random_model(tmp_path / "fp8", replace(config, fp8_block=(16, 12)), seed=4, std=0.2)
-    engine, model = (
-        Engine(path, kernels=kernels),
-        reference(dequantised(path, tmp_path / "dequantised", (16, 12))),
-    )
-    assert engine.config.fp8_block == (16, 12)
-    for prompt in prompts(engine.config.vocab_size):
-        (got,) = engine.step([(engine.sequence(prompt), len(prompt))])
-        with torch.inference_mode():
-            torch.testing.assert_close(got, model(torch.tensor([prompt])).logits[0], atol=1e-3, rtol=0)
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_equals_transformers(tmp_path: Path, changes: dict[str, Any], kernels: bool) -> None:
+    check_family(write(config_of(**changes), tmp_path / "model"), kernels=kernels)
 
 
-def test_random_models_are_read_alike(tmp_path: Path) -> None:
-    check_random_model(config_in(write(config_of(), tmp_path / "model")), tmp_path)
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_random_models_are_read_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
+    check_random_model(config_in(write(config_of(**changes), tmp_path / "model")), tmp_path)
