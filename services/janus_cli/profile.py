@@ -72,6 +72,7 @@ def profile(options: ProfileOptions) -> int:
         earlier = Earlier(
             observations=tuple(seen.observed for seen in found.observations),
             load_rates=tuple(found.load_rates),
+            host_work=tuple(found.host_work),
             measured=found.measured,
             conditions=found.conditions,
         )

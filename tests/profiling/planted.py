@@ -90,4 +90,5 @@ def _filled(point: Observation, machine: HardwareProfile, draw: random.Random, n
     step = point.predicted(machine)
     parts: dict[str, Any] = {part: float(getattr(step, part)) for part in PARTS}
     parts["attention_s"] -= float(step.hidden_s)
-    return replace(point, **{part: value * (1 + draw.gauss(0, noise)) for part, value in parts.items()})
+    longer = float(step.total_s / (step.total_s - step.waiting_s))
+    return replace(point, **{part: value * longer * (1 + draw.gauss(0, noise)) for part, value in parts.items()})

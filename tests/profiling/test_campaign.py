@@ -17,7 +17,14 @@ from janus.profiling.models import measured, write_models
 from janus.profiling.points import NONE, Effort
 from tests.profiling import planted
 
-TINY = Effort(experts=(2,), batches=(1, 6), contexts=(8, 64), windows=1, window_s=0.1)
+TINY = Effort(
+    experts=(2,),
+    batches=(1, 6),
+    contexts=(8, 64),
+    windows=1,
+    window_s=0.1,
+    bursts=((1, 8), (6, 8), (1, 32), (6, 32), (3, 16)),
+)
 
 
 @pytest.fixture
@@ -42,6 +49,10 @@ async def test_a_real_cluster_is_measured(model: Path, tmp_path: Path, monkeypat
         (0, True),
     ]
     assert len(told) == 6
+    assert [(each.requests, each.tokens) for each in result.host_work] == [(1, 8), (6, 48), (1, 32), (6, 192), (3, 48)]
+    for work in result.host_work:
+        assert work.tokens / work.requests <= work.messages + 1  # the first of them may come with the prompt's step
+        assert 0 < work.client_s < 5 and 0 < work.gateway_s < 5
     for each in seen:
         assert each.model == measured(model, dtype="float32").sizes
         assert 0 < each.low_s <= each.total_s <= each.high_s
@@ -54,6 +65,8 @@ async def test_a_real_cluster_is_measured(model: Path, tmp_path: Path, monkeypat
     read = load_profile(tmp_path / "profile.toml")
     assert read == profile
     assert read.device().shared_cores == 1
+    assert read.host.cores == result.conditions.cores
+    assert 0 < read.host.message_s(1) < 0.1
     assert {"command", "hardware", "commit", "date", "dtype", "threads"} <= set(read.measured)
     device = read.device()
     deployment = Deployment(attention=1, experts=2, attention_device=device, expert_device=device)

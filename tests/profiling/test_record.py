@@ -12,6 +12,7 @@ from janus.errors import ConfigError
 from janus.profiling import record
 from janus.profiling.campaign import Result, Settings
 from janus.profiling.fit import fit
+from janus.profiling.host_work import HostWork
 from janus.profiling.report import goodness
 from tests.profiling import planted
 
@@ -26,6 +27,7 @@ def result() -> Result:
         fit=fit(observations, template),
         observations=tuple(observations),
         load_rates=(1e9, 1.1e9),
+        host_work=(HostWork(requests=4, messages=32, tokens=128, gateway_s=0.02, client_s=0.004),),
     )
 
 
@@ -34,6 +36,7 @@ def test_what_is_written_reads_the_same(result: Result, tmp_path: Path) -> None:
     found = record.read(tmp_path / "seen.json", here=Settings().conditions())
     assert tuple(seen.observed for seen in found.observations) == result.observations
     assert tuple(found.load_rates) == result.load_rates
+    assert tuple(found.host_work) == result.host_work
     assert [seen.error for seen in found.observations] == pytest.approx(result.fit.errors)
     first = found.observations[0]
     assert first.predicted["total_s"] / first.total_s - 1 == pytest.approx(first.error)

@@ -18,6 +18,7 @@ from janus.cluster.state import RunDirectory
 from janus.config.options import DType
 from janus.profiling import machine
 from janus.profiling.fit import Fit, fit
+from janus.profiling.host_work import HostWork
 from janus.profiling.machine import Conditions
 from janus.profiling.models import Measured, measured, write_models
 from janus.profiling.observations import Observation
@@ -53,6 +54,7 @@ class Earlier:
 
     observations: tuple[Observation, ...] = ()
     load_rates: tuple[float, ...] = ()
+    host_work: tuple[HostWork, ...] = ()
     measured: Mapping[str, str] = field(default_factory=dict)
     conditions: Conditions | None = None
 
@@ -66,6 +68,8 @@ class Result:
     observations: tuple[Observation, ...]
     #: Bytes per second that each expert instance loaded its replicas at.
     load_rates: tuple[float, ...]
+    #: What gateway and clients took.
+    host_work: tuple[HostWork, ...] = ()
 
 
 async def run(settings: Settings, tell: Tell, *, earlier: Earlier | None = None) -> Result:
@@ -83,11 +87,18 @@ async def run(settings: Settings, tell: Tell, *, earlier: Earlier | None = None)
         await _measure(settings, campaign)
     observations = (*earlier.observations, *campaign.observations)
     rates = (*earlier.load_rates, *campaign.load_rates)
+    host_work = (*earlier.host_work, *campaign.host_work)
     conditions = settings.conditions()
     if settings.effort == NONE and earlier.conditions is not None:
         conditions = earlier.conditions
-    unfitted = template(conditions, rates, _circumstances(settings, observations, earlier))
-    return Result(conditions=conditions, fit=fit(observations, unfitted), observations=observations, load_rates=rates)
+    unfitted = template(conditions, rates, _circumstances(settings, observations, earlier), host_work=host_work)
+    return Result(
+        conditions=conditions,
+        fit=fit(observations, unfitted),
+        observations=observations,
+        load_rates=rates,
+        host_work=host_work,
+    )
 
 
 async def _measure(settings: Settings, campaign: _Campaign) -> None:
@@ -132,6 +143,7 @@ class _Campaign:
         self.observations: list[Observation] = []
         #: Bytes per second that expert instances loaded their replicas at.
         self.load_rates: list[float] = []
+        self.host_work: list[HostWork] = []
 
     async def measure(self, model: Measured, experts: int) -> None:
         """Measure every point on a cluster of one attention and ``experts`` expert instances."""
@@ -173,6 +185,7 @@ class _Campaign:
             busy = f"; others used {seen.others_cores:.1f} cores" if seen.others_cores > _BUSY_CORES else ""
             time = f"{1e3 * seen.total_s:.2f} ms ({1e3 * seen.low_s:.2f} to {1e3 * seen.high_s:.2f})"
             self.tell(f"{bench.model.name} 1A{bench.experts}E {number}/{len(plan)}: {point.name}: {time}{busy}")
+        self.host_work += [await prober.burst(streams, tokens) for streams, tokens in effort.bursts]
         self.load_rates += await prober.load_rates()
 
 

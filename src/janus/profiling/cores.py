@@ -78,6 +78,15 @@ class CoreMeter:
         return time.perf_counter(), busy, own, {pid: _threads(pid) for pid in own}
 
 
+def ran_s(pid: int) -> float:
+    """Seconds that all threads of a process have run so far; to the clock's tick where the kernel says no more."""
+    threads = _threads(pid)
+    if threads:
+        return sum(turn.ran_s for turn in threads.values())
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def _threads(pid: int) -> dict[str, Turn]:
     """Every thread's times so far; empty where the kernel does not say."""
     found = {}

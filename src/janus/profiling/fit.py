@@ -137,6 +137,9 @@ class _Together:
         """[observations, parts] as they are timed: what the exchange hides is not seen as attention."""
         step = self._all.predicted(profile)
         parts: tuple[Any, ...] = (step.attention_s - step.hidden_s, step.exchange_s, step.experts_s, step.other_s)
+        # What is waited for the cores of a host is waited in every part.
+        longer = step.total_s / (step.total_s - step.waiting_s)
+        parts = tuple(part * longer for part in parts)
         stacked: Vector = np.array(np.broadcast_arrays(*parts), dtype=np.float64).T
         return stacked
 

@@ -9,6 +9,9 @@ LEAST_TOKENS = 64
 #: Steps of prompts have as many rows as the token budget allows, which is the batcher's default.
 _PROMPT_ROWS = (128, 512)
 
+#: Few and many, short and long, so that requests, steps and tokens part.
+_BURSTS = ((1, 16), (16, 16), (1, 96), (16, 96), (48, 32))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -37,12 +40,16 @@ class Effort:
     window_s: float
     #: Prompt tokens over all streams of a point: a long prefill before a short look is no use of time.
     most_prompt_tokens: int = 8192
+    #: Streams and tokens of each, from the first byte to the last: what gateway and clients take is seen by these.
+    bursts: tuple[tuple[int, int], ...] = ()
 
 
-FULL = Effort(experts=(1, 2, 4), batches=(1, 4, 16, 64), contexts=(16, 256, 768), windows=5, window_s=0.4)
+FULL = Effort(
+    experts=(1, 2, 4), batches=(1, 4, 16, 64), contexts=(16, 256, 768), windows=5, window_s=0.4, bursts=_BURSTS * 2
+)
 #: Nothing at all: what was measured before is fitted again.
 NONE = Effort(experts=(), batches=(), contexts=(), windows=0, window_s=0.0)
-QUICK = Effort(experts=(1, 2), batches=(1, 8, 64), contexts=(16, 256), windows=3, window_s=0.3)
+QUICK = Effort(experts=(1, 2), batches=(1, 8, 64), contexts=(16, 256), windows=3, window_s=0.3, bursts=_BURSTS)
 
 
 def points(effort: Effort, *, max_model_len: int) -> list[Point]:

@@ -8,6 +8,7 @@ import msgspec
 
 from janus.errors import ConfigError
 from janus.profiling.campaign import Result
+from janus.profiling.host_work import HostWork
 from janus.profiling.machine import Conditions
 from janus.profiling.observations import PARTS, Observation
 
@@ -21,7 +22,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     observed: Observation
     #: Of ``observed``: its parts added up.
     total_s: float
-    #: The parts, ``hidden_s`` and ``total_s``.
+    #: The parts, ``hidden_s``, ``waiting_s`` and ``total_s``.
     predicted: dict[str, float]
     #: Predicted over measured step time, less 1.
     error: float
@@ -39,6 +40,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     #: Bytes per second that each expert instance loaded its replicas at.
     load_rates: list[float]
     observations: list[Seen]
+    host_work: list[HostWork] = []
 
 
 def record_of(result: Result) -> Record:
@@ -46,7 +48,7 @@ def record_of(result: Result) -> Record:
     profile, seen = result.fit.profile, []
     for observation, error in zip(result.observations, result.fit.errors, strict=True):
         step = observation.predicted(profile)
-        predicted = {part: float(getattr(step, part)) for part in (*PARTS, "hidden_s", "total_s")}
+        predicted = {part: float(getattr(step, part)) for part in (*PARTS, "hidden_s", "waiting_s", "total_s")}
         seen.append(Seen(observed=observation, total_s=observation.total_s, predicted=predicted, error=error))
     return Record(
         conditions=result.conditions,
@@ -56,6 +58,7 @@ def record_of(result: Result) -> Record:
         r_squared=result.fit.r_squared,
         load_rates=list(result.load_rates),
         observations=seen,
+        host_work=list(result.host_work),
     )
 
 

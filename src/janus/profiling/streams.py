@@ -17,7 +17,8 @@ from janus.cluster.state import ClusterState
 from janus.core.planning.performance import Load
 from janus.core.planning.sizes import ModelSizes
 from janus.errors import JanusError
-from janus.profiling.cores import CoreMeter, Cores
+from janus.profiling.cores import CoreMeter, Cores, ran_s
+from janus.profiling.host_work import HostWork
 from janus.profiling.observations import PARTS, Observation, per_step, undisturbed
 from janus.profiling.points import Effort, Point
 
@@ -30,6 +31,8 @@ _QUIET_CORES = 0.1
 _PATIENCE = 2
 #: Streams that have come this far are near their end.
 _NEARLY = 0.9
+#: Tokens of the prompts of a burst.
+_BURST_PROMPT = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,10 @@ class Bench:
     def pids(self) -> list[int]:
         """The processes of the cluster."""
         return [instance.pid for instance in self.state.instances]
+
+    def gateways(self) -> list[int]:
+        """The processes that clients talk to."""
+        return [instance.pid for instance in self.state.instances if instance.role == "gateway"]
 
     def ops(self, role: str) -> dict[str, str]:
         """Operations endpoint of each instance of a role."""
@@ -125,6 +132,32 @@ class Prober:
             others_cores=chosen.others_cores,
         )
 
+    async def burst(self, streams: int, tokens: int) -> HostWork:
+        """Send so many requests at once and read every answer to its end.
+
+        Raises:
+            JanusError: one failed.
+        """
+        tokens = min(tokens, self._bench.max_model_len - _BURST_PROMPT - 1)
+        bodies = [self._body(_BURST_PROMPT, tokens) for _ in range(streams)]
+        before = await self._look()
+        gateway_s, client_s = self._gateways_ran_s(), time.process_time()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._ask(body), name=f"burst[{n}]") for n, body in enumerate(bodies)]
+        client_s, gateway_s = time.process_time() - client_s, self._gateways_ran_s() - gateway_s
+        self._check(tasks)
+        after = await self._look()
+        return HostWork(
+            requests=streams,
+            messages=round(sum(after[name]["steps"] - before[name]["steps"] for name in after)),
+            tokens=streams * tokens,
+            gateway_s=gateway_s,
+            client_s=client_s,
+        )
+
+    def _gateways_ran_s(self) -> float:
+        return sum(ran_s(pid) for pid in self._bench.gateways())
+
     async def _decoding(self, point: Point, effort: Effort, wanted: int) -> AsyncIterator[_Window]:
         """Windows in which every stream decodes."""
         streams = point.batch * self._bench.attention
@@ -151,12 +184,8 @@ class Prober:
         for _ in range(wanted):
             meter, before = CoreMeter(self._bench.pids()), await self._look()
             bodies = [self._body(point.prompt, 1) for _ in range(self._bench.attention)]
-            tasks = [asyncio.create_task(self._ask(body), name=f"prompt[{n}]") for n, body in enumerate(bodies)]
-            try:
-                await asyncio.wait(tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._ask(body), name=f"prompt[{n}]") for n, body in enumerate(bodies)]
             self._check(tasks)
             after, cores = await self._look(), meter.read()
             parts = self._parts(before, after, None, cores)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.hardware import Device, Figure, HardwareProfile
 from janus.errors import JanusError
+from janus.profiling.host_work import HostWork, fit_host
 from janus.profiling.least_squares import quantile
 from janus.profiling.machine import Conditions
 
@@ -15,7 +16,13 @@ from janus.profiling.machine import Conditions
 _ON_ONE_NODE = 1024
 
 
-def template(conditions: Conditions, rates: Sequence[float], circumstances: Mapping[str, str]) -> HardwareProfile:
+def template(
+    conditions: Conditions,
+    rates: Sequence[float],
+    circumstances: Mapping[str, str],
+    *,
+    host_work: Sequence[HostWork] = (),
+) -> HardwareProfile:
     """Return a profile in which the fitted figures are still missing.
 
     A device is what an instance has: all cores, which the instances of a role share, or as many as it has threads.
@@ -24,12 +31,14 @@ def template(conditions: Conditions, rates: Sequence[float], circumstances: Mapp
         conditions: what was measured on.
         rates: bytes per second that expert instances loaded at.
         circumstances: what the profile says of how it was measured.
+        host_work: what gateway and clients took; without, the profile says nothing of them.
     """
     name = f"cpu-{conditions.threads}" if conditions.threads else "cpu"
     parts = 2 * conditions.instances
     memory = round(conditions.memory_bytes / parts)
     share = f"{conditions.memory_bytes / 2**30:.1f} GiB of the machine, by {parts}: the other role has as much"
     load = _mean(rates)
+    host, of_host = fit_host(conditions.cores, host_work)
     device = Device(
         name=name,
         memory_bytes=memory,
@@ -49,10 +58,12 @@ def template(conditions: Conditions, rates: Sequence[float], circumstances: Mapp
         intra=link,
         inter=link,
         devices_per_node=_ON_ONE_NODE,
+        host=host,
         figures={
             f"{name}.memory_bytes": Figure(value=memory, source=share),
             f"{name}.load_bytes_s": load,
             f"{name}.cost_per_hour": Figure(value=1.0, source="a unit"),
+            **of_host,
         },
         measured=circumstances,
     )
