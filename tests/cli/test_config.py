@@ -100,6 +100,46 @@ def test_a_mistake_names_where_it_was_made_and_the_remedy(
     assert caught.value.remedy
 
 
+def test_what_janus_up_passes_on_may_stand_in_the_common_section(tmp_path: Path) -> None:
+    config = write(tmp_path, '[common]\ntransport = "tcp"\nlog_level = "debug"\nhost = "10.0.0.1"\n[up]\nport = 1\n')
+    options = resolve(UpOptions, cli={"model": "/m", "log_level": "error"}, environ={}, config=config)
+    assert (options.transport, options.log_level, options.port) == ("tcp", "error", 1)
+    assert options.host == "127.0.0.1"  # of the HTTP endpoint: another thing than where instances are reached
+
+
+@pytest.mark.parametrize(
+    ("cli", "environ", "text", "expected"),
+    [
+        ([], {}, "", ()),
+        (
+            ["expert.slots=3", "expert.speed=2"],
+            {"JANUS_UP_SET": "expert.slots=4"},
+            "",
+            ("expert.slots=3", "expert.speed=2"),
+        ),
+        (
+            [],
+            {"JANUS_UP_SET": "expert.slots=4 'controller.state-dir=/a b'"},
+            "",
+            ("expert.slots=4", "controller.state-dir=/a b"),
+        ),
+        (None, {}, "[up]\nset = ['expert.slots=5']\n", ("expert.slots=5",)),
+    ],
+)
+def test_an_option_that_may_be_repeated(
+    tmp_path: Path, cli: list[str] | None, environ: dict[str, str], text: str, expected: tuple[str, ...]
+) -> None:
+    options = resolve(UpOptions, cli={"model": "/m", "set": cli}, environ=environ, config=write(tmp_path, text))
+    assert options.set == expected
+
+
+def test_a_repeated_option_that_is_no_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.toml: up\.set: 3 is not a list of texts"):
+        resolve(UpOptions, cli={"model": "/m"}, environ={}, config=write(tmp_path, "[up]\nset = 3\n"))
+    with pytest.raises(ConfigError, match="JANUS_UP_SET: No closing quotation"):
+        resolve(UpOptions, cli={"model": "/m"}, environ={"JANUS_UP_SET": "'expert.slots=3"})
+
+
 FILES = [
     ("[expert]\nthread = 2\n", "cluster.toml: expert.thread", "did you mean threads?"),
     ("[experts]\nthreads = 2\n", "cluster.toml: [experts]", "did you mean expert?"),

@@ -33,9 +33,7 @@ async def launcher(
 ) -> AsyncIterator[LocalLauncher]:
     monkeypatch.setitem(MODULES, "expert", "tests.cli.scripted_instance")
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    async with LocalLauncher(
-        log_dir=tmp_path, secret="top secret", options={"host": "h"}, environ=environ, preload=preload
-    ) as launcher:
+    async with LocalLauncher(log_dir=tmp_path, secret="top secret", environ=environ, preload=preload) as launcher:
         yield launcher
 
 
@@ -98,7 +96,7 @@ async def test_an_instance_is_told_to_stop_only_once(
 
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     async with LocalLauncher(
-        log_dir=tmp_path, secret="top secret", options={}, environ=environ, echo=echo, preload=preload
+        log_dir=tmp_path, secret="top secret", environ=environ, echo=echo, preload=preload
     ) as launcher:
         started = await launcher.start(spec("patient-0"), timeout_s=20)
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:

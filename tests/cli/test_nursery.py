@@ -26,7 +26,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launcher_of(log_dir: Path, preload: tuple[str, ...] = ()) -> LocalLauncher:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return LocalLauncher(log_dir=log_dir, secret="top secret", options={}, environ=environ, preload=preload)
+    return LocalLauncher(log_dir=log_dir, secret="top secret", environ=environ, preload=preload)
 
 
 def spec(name: str, **more: Any) -> InstanceSpec:

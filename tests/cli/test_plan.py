@@ -8,9 +8,17 @@ import pytest
 
 from janus.cluster.environment import child_environment, fixed_options
 from janus.cluster.instances import plan_instances, share_threads
-from janus.config import UpOptions
+from janus.config import AttentionOptions, ControllerOptions, ExpertOptions, GatewayOptions, UpOptions
+from janus.config.fields import choices_of, option_fields
+from janus.config.overrides import overrides
 from janus.config.scaling import ScalingOptions
 from janus.errors import ConfigError
+
+SERVERS: dict[str, type] = {
+    cls.SERVICE: cls for cls in (GatewayOptions, AttentionOptions, ExpertOptions, ControllerOptions)
+}
+#: What every instance is given.
+PASSED_ON = {"transport": "ucx", "drain_timeout": 10.0, "log_level": "info", "log_format": "console"}
 
 
 def plan(options: UpOptions, **fixed: set[str]) -> dict[str, dict[str, object]]:
@@ -36,6 +44,7 @@ def test_a_cluster_of_two_attention_and_three_expert_instances() -> None:
         "slots_per_instance": 0,
         "placement": "activation-aware",
         "activations": "",
+        **PASSED_ON,
     }
     assert arguments["gateway-0"]["http_port"] == 9000
     assert arguments["attention-1"]["experts"] == "remote"
@@ -83,6 +92,78 @@ def test_what_file_or_environment_set_is_left_to_them() -> None:
     assert "threads" not in arguments["attention-0"]
     assert "dtype" not in arguments["expert-1"]
     assert "dtype" in arguments["attention-0"]
+
+
+def test_what_is_passed_on_to_all_gives_way_to_file_and_environment_too() -> None:
+    fixed = fixed_options({"JANUS_EXPERT_LOG_LEVEL": "debug"}, {"common": {"log_format": "json"}})
+    arguments = plan(UpOptions(model=Path("/m"), log_level="error", transport="tcp"), **fixed)
+    assert "log_level" not in arguments["expert-0"]
+    assert arguments["gateway-0"]["log_level"] == "error"
+    for given in arguments.values():
+        assert "log_format" not in given
+        assert given["transport"] == "tcp"
+
+
+def test_any_option_of_a_server_can_be_set_for_all_of_its_role() -> None:
+    said = (
+        "expert.load-rate=10MiB",
+        "expert.speed=2",
+        "attention.max_running=8",
+        "attention.threads=3",
+        "attention.dispatch-timeout=150ms",
+        "controller.state-dir=/kept",
+        "gateway.log-level=debug",
+        "attention.max-running=16",
+    )
+    specs = plan_instances(UpOptions(model=Path("/m"), set=said), cores=8, fixed={"attention": {"max_running"}})
+    arguments = {spec.name: spec.arguments for spec in specs}
+    for expert in ("expert-0", "expert-1"):
+        assert (arguments[expert]["load_rate"], arguments[expert]["speed"]) == (10 << 20, 2.0)
+    # Said last, and before what the environment or the file says.
+    assert arguments["attention-0"]["max_running"] == 16
+    assert arguments["attention-0"]["dispatch_timeout"] == 0.15
+    assert (arguments["attention-0"]["threads"], specs[2].threads) == (3, 3)
+    assert arguments["controller-0"]["state_dir"] == "/kept"
+    assert (arguments["gateway-0"]["log_level"], arguments["expert-0"]["log_level"]) == ("debug", "info")
+
+
+@pytest.mark.parametrize("role", SERVERS)
+def test_every_option_of_every_server_can_be_set_or_says_what_to_do_instead(role: str) -> None:
+    """So that none is forgotten: what ``janus up`` starts can be given whatever it would take by itself."""
+    cls = SERVERS[role]
+    for item in option_fields(cls):
+        if item.name in getattr(cls, "HIDDEN", frozenset()):
+            continue
+        value = choices_of(item.annotation)[0] if choices_of(item.annotation) else str(item.info.minimum or 1)
+        try:
+            found = overrides([f"{role}.{item.key.replace('_', '-')}={value}"])
+        except ConfigError as error:
+            assert item.info.secret or "is for janus up to give" in error.problem, str(error)
+        else:
+            assert list(found[role]) == [item.key]
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "words"),
+    [
+        ("load-rate=1", "--set", "expert.load-rate=10MiB"),
+        ("expert.load-rate", "--set", "is not ROLE.OPTION=VALUE"),
+        ("experts.load-rate=1", "--set experts.load-rate", "did you mean expert?"),
+        ("expert.loadrate=1", "--set expert.loadrate", "did you mean load-rate?"),
+        ("expert.load-rate=fast", "--set expert.load-rate", "a size such as 512MiB"),
+        ("expert.load-source=ram", "--set expert.load-source", "auto, disk, peer"),
+        ("attention.max-running=0", "--set attention.max-running", "at least 1"),
+        ("gateway.http-port=1", "--set gateway.http-port", "use --port"),
+        ("controller.expect-experts=3", "--set controller.expect-experts", "use --experts"),
+        ("gateway.api-key=sk-1", "--set gateway.api-key", "environment"),
+        ("expert.name=mine", "--set expert.name", "leave it out"),
+    ],
+)
+def test_a_mistake_in_what_is_set_is_named(said: str, field: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        UpOptions(model=Path("/m"), set=(said,))
+    assert caught.value.field == field
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def supervise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervise:
         with RunDirectory("test", environ=environ) as directory:
             secret = directory.write_secret("a long secret")
             async with LocalLauncher(
-                log_dir=directory.path, secret="a long secret", options={}, environ=environ, preload=()
+                log_dir=directory.path, secret="a long secret", environ=environ, preload=()
             ) as launcher:
                 yield Supervisor(options, specs, launcher, directory, secret, told), told
 

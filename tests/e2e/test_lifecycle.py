@@ -34,9 +34,8 @@ _NAMED_WITHIN_S = 5.0
 
 @pytest.fixture
 async def launcher(tmp_path: Path) -> AsyncIterator[LocalLauncher]:
-    options = {"transport": "ucx", "drain_timeout": 5}
     secret = "a secret of this test"
-    async with LocalLauncher(log_dir=tmp_path, secret=secret, options=options, environ=os.environ) as made:
+    async with LocalLauncher(log_dir=tmp_path, secret=secret, environ=os.environ) as made:
         yield made
 
 
@@ -48,7 +47,13 @@ async def test_instances_start_in_any_order_and_name_who_is_missing(
         port = reserved.getsockname()[1]
 
     def spec(role: Role, name: str, **more: object) -> InstanceSpec:
-        arguments: dict[str, object] = {"model": model, "controller": f"127.0.0.1:{port}", **more}
+        arguments: dict[str, object] = {
+            "model": model,
+            "controller": f"127.0.0.1:{port}",
+            "transport": "ucx",
+            "drain_timeout": 5,
+            **more,
+        }
         return InstanceSpec(role=role, name=name, threads=1, arguments=arguments)
 
     controller = spec("controller", "controller-0", port=port, expect_attention=1, expect_experts=2, expect_gateways=1)

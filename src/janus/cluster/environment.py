@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 
 from janus.config.fields import option_fields
-from janus.config.sources import SERVICES, env_name
+from janus.config.sources import SERVICES, env_name, is_common
 from janus.messages.control import Role
 
 
@@ -38,7 +38,9 @@ def fixed_options(environ: Mapping[str, str], tables: Mapping[str, Mapping[str, 
         service: {
             item.key
             for item in option_fields(cls)
-            if environ.get(env_name(service, item)) or item.key in tables.get(service, {})
+            if environ.get(env_name(service, item))
+            or item.key in tables.get(service, {})
+            or (is_common(item) and item.key in tables.get("common", {}))
         }
         for service, cls in SERVICES.items()
     }

@@ -9,6 +9,8 @@ from typing import Any
 
 from janus.config import UpOptions
 from janus.config.fields import option_fields
+from janus.config.options import ProcessOptions
+from janus.config.overrides import overrides
 from janus.config.scaling import ScalingOptions
 from janus.messages.control import Role
 
@@ -77,12 +79,15 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
     Args:
         cores: CPU cores that may be used.
         fixed: role -> option keys that its environment or the configuration file sets, and that are left to them.
+            What ``--set`` says of a role decides before these.
     """
     experts = 0 if options.monolithic else options.experts
     attention_threads, expert_threads = share_threads(
         cores, attention=options.attention, experts=experts, wanted=options.threads
     )
     model = str(options.model.resolve())
+    own = overrides(options.set)
+    shared = {item.key: getattr(options, item.name) for item in option_fields(ProcessOptions)}
     compute = {"model": model, "dtype": options.dtype, "device": options.device}
     plans: list[tuple[Role, int, int, dict[str, Any]]] = [
         (
@@ -121,8 +126,11 @@ def plan_instances(options: UpOptions, *, cores: int, fixed: dict[str, Collectio
         InstanceSpec(
             role=role,
             name=f"{role}-{index}",
-            threads=threads,
-            arguments={key: value for key, value in arguments.items() if key not in fixed.get(role, ())},
+            threads=own.get(role, {}).get("threads") or threads,
+            arguments={
+                **{key: value for key, value in (shared | arguments).items() if key not in fixed.get(role, ())},
+                **own.get(role, {}),
+            },
         )
         for role, count, threads, arguments in plans
         for index in range(count)

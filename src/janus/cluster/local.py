@@ -58,20 +58,17 @@ class LocalLauncher:
         *,
         log_dir: Path,
         secret: str,
-        options: Mapping[str, Any],
         environ: Mapping[str, str],
         config: Path | None = None,
         echo: Callable[[str, str], None] | None = None,
         preload: Collection[str] | None = PRELOADED,
     ) -> None:
         """Args:
-        options: option keys that every instance gets, such as ``log_level``.
         echo: called with (instance, log line) when logs are to be shown as they come; they always go to files.
         preload: modules that the process that forks loads; ``None``: every instance starts from nothing.
         """
         self._log_dir = log_dir
         self._secret = secret
-        self._options = dict(options)
         self._environ = dict(environ)
         self._config = config
         self._echo = echo
@@ -218,7 +215,7 @@ class LocalLauncher:
         return child_environment(role, threads, secret=self._secret, base=self._environ)
 
     def _arguments(self, spec: InstanceSpec, *, parent_pid: int) -> list[str]:
-        options = {**self._options, **spec.arguments, "name": spec.name, "parent_pid": parent_pid}
+        options = {**spec.arguments, "name": spec.name, "parent_pid": parent_pid}
         words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         return words + (["--config", str(self._config)] if self._config else [])
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,6 @@ async def run_up(
     secret = secrets.token_urlsafe(32)
     fixed = fixed_options(os.environ, tables)
     specs = plan_instances(options, cores=usable_cores(), fixed=fixed)
-    shared = {
-        "transport": options.transport,
-        "drain_timeout": options.drain_timeout_s,
-        "log_level": options.log_level,
-        "log_format": options.log_format,
-    }
     with (
         RunDirectory(options.name) as directory,
         _endpoint(options, fixed["gateway"]) as listener,
@@ -72,15 +67,16 @@ async def run_up(
         if listener is not None:
             specs = [spec.listening_on(listener.fileno()) if spec.role == "gateway" else spec for spec in specs]
         if "state_dir" not in fixed["controller"]:
-            kept = str(directory.path)
-            specs = [spec.having(state_dir=kept) if spec.role == "controller" else spec for spec in specs]
+            kept = {"state_dir": str(directory.path)}
+            specs = [
+                replace(spec, arguments=kept | spec.arguments) if spec.role == "controller" else spec for spec in specs
+            ]
         control = str(directory.control_socket)
         specs = [spec.having(control_socket=control) if spec.role == "controller" else spec for spec in specs]
         secret_file = directory.write_secret(secret)
         async with launcher_type(
             log_dir=directory.path,
             secret=secret,
-            options=shared,
             environ=os.environ,
             config=config,
             echo=_echo if options.verbose else None,

@@ -107,6 +107,11 @@ def _parameter(item: OptionField) -> inspect.Parameter:
         kind: Any = list[str] | None if several else str | None
         annotation = Annotated[kind, argument]
         return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    if typing.get_origin(item.annotation) is tuple:
+        panel = item.info.panel
+        return _keyword(
+            item.name, list[str] | None, item.flag, help=help_text(item), metavar=item.metavar, rich_help_panel=panel
+        )
     flags = f"{item.flag}/--no-{item.flag[2:]}" if item.is_bool else item.flag
     return _keyword(
         item.name,

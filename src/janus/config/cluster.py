@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from janus.config.fields import check_ranges, option
 from janus.config.options.shared import COMPUTE, ComputeOptions, DispatchOptions, PlacementOptions, ProcessOptions
+from janus.config.overrides import overrides
 from janus.config.scaling import ScalingOptions
 from janus.errors import ConfigError
 
@@ -73,10 +74,19 @@ class UpOptions(ProcessOptions, ComputeOptions, DispatchOptions, PlacementOption
         panel=_OPS,
     )
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    set: tuple[str, ...] = option(
+        (),
+        help="An option of a role's servers, such as expert.load-rate=10MiB or attention.max-running=32; see "
+        "janus-expert-server --help and its like. May be repeated.",
+        unit="role.option=value",
+        default_text="none",
+        panel=_OPS,
+    )
     verbose: bool = option(False, help="Show the instances' logs here too; they are always in files.", panel=_OPS)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        overrides(self.set)
         if not _NAME.fullmatch(self.name):
             raise ConfigError("--name", f"{self.name!r} cannot name a file", "use letters, digits, '.', '_' and '-'")
         if self.scaling.scale_command:

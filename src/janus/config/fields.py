@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterator
@@ -150,13 +152,17 @@ def check_ranges(instance: Any) -> None:
         if item.owner is not type(instance):
             continue
         value = getattr(instance, item.name)
-        if value is None:
-            continue
-        choices = choices_of(item.annotation)
-        if choices and value not in choices:
-            raise ConfigError(item.flag, f"{value!r} is not one of {', '.join(choices)}", f"use {choices[0]}")
-        if item.annotation in (int, float):
-            _check_number(item, value)
+        if value is not None:
+            check_value(item, value)
+
+
+def check_value(item: OptionField, value: Any) -> None:
+    """Raise ConfigError when ``value`` is none of the option's choices, not of its type, or out of its range."""
+    choices = choices_of(item.annotation)
+    if choices and value not in choices:
+        raise ConfigError(item.flag, f"{value!r} is not one of {', '.join(choices)}", f"use {choices[0]}")
+    if item.annotation in (int, float):
+        _check_number(item, value)
 
 
 def _check_number(item: OptionField, value: Any) -> None:
@@ -183,7 +189,7 @@ def parse(item: OptionField, raw: Any) -> Any:
     if isinstance(raw, bool):
         raise ValueError(f"{str(raw).lower()} is a boolean; expected {item.metavar}")
     if item.annotation is int:
-        return _parse_size(raw) if item.info.unit == "bytes" else _parse_int(raw)
+        return _parse_size(raw) if item.info.unit in ("bytes", "bytes/s") else _parse_int(raw)
     if item.annotation is float and item.info.unit == "seconds":
         return parse_duration(raw)
     if item.annotation is float:
@@ -192,10 +198,16 @@ def parse(item: OptionField, raw: Any) -> Any:
         except (TypeError, ValueError):
             raise ValueError(f"{raw!r} is not a number") from None
     if typing.get_origin(item.annotation) is tuple:
-        return tuple(str(each) for each in raw)
+        return _parse_words(raw)
     if not isinstance(raw, str):
         raise ValueError(f"{raw!r} is not text")
     return Path(raw).expanduser() if item.annotation is Path else raw
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return the remedy for a name that is none of ``known``."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def parse_duration(raw: Any) -> float:
@@ -220,6 +232,15 @@ def _parse_bool(raw: Any) -> bool:
     if word not in _TRUE | _FALSE:
         raise ValueError(f"{raw!r} is not true or false")
     return word in _TRUE
+
+
+def _parse_words(raw: Any) -> tuple[str, ...]:
+    """A list, or text as a shell would take it apart."""
+    if isinstance(raw, str):
+        return tuple(shlex.split(raw))
+    if not isinstance(raw, list | tuple) or not all(isinstance(each, str) for each in raw):
+        raise ValueError(f"{raw!r} is not a list of texts")
+    return tuple(raw)
 
 
 def _parse_int(raw: Any) -> int:

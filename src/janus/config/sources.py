@@ -8,7 +8,6 @@ known one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from janus.config.cluster import UpOptions
-from janus.config.fields import OptionField, option_fields, parse
-from janus.config.options import AttentionOptions, CommonOptions, ControllerOptions, ExpertOptions, GatewayOptions
+from janus.config.fields import OptionField, did_you_mean, option_fields, parse
+from janus.config.options import (
+    AttentionOptions,
+    CommonOptions,
+    ControllerOptions,
+    ExpertOptions,
+    GatewayOptions,
+    ProcessOptions,
+)
 from janus.errors import ConfigError
 
 T = TypeVar("T")
@@ -28,6 +34,7 @@ SERVICES: Mapping[str, type] = {
     cls.SERVICE: cls for cls in (GatewayOptions, AttentionOptions, ExpertOptions, ControllerOptions, UpOptions)
 }
 _COMMON = "common"
+_PASSED_ON = frozenset(item.name for item in option_fields(ProcessOptions))
 #: Names that do not belong to one service's options.
 SHARED_ENVIRONMENT = frozenset({"JANUS_SECRET", "JANUS_SECRET_FILE", "JANUS_UCX_SPIN_US", "JANUS_CPU_KERNELS"})
 #: What benchmarks and tests read reaches the services that they start, and means nothing there.
@@ -74,6 +81,11 @@ def resolve(cls: type[T], *, cli: Table, environ: Mapping[str, str], config: Pat
         raise
 
 
+def is_common(item: OptionField) -> bool:
+    """Whether it may stand in ``[common]``: what every service takes, and what ``janus up`` passes on to all."""
+    return item.owner is CommonOptions or (item.owner is UpOptions and item.name in _PASSED_ON)
+
+
 def env_name(service: str, item: OptionField) -> str:
     """The environment variable of an option; a secret's holds the secret itself."""
     if item.info.secret and item.owner is CommonOptions:
@@ -98,13 +110,13 @@ def load_config(path: Path) -> dict[str, dict[str, Any]]:
     sections = [_COMMON, *SERVICES]
     for section, table in document.items():
         if section not in sections:
-            raise ConfigError(f"{path.name}: [{section}]", "is not a section", _did_you_mean(section, sections))
+            raise ConfigError(f"{path.name}: [{section}]", "is not a section", did_you_mean(section, sections))
         if not isinstance(table, dict):
             raise ConfigError(f"{path.name}: {section}", "is not a section", f"write [{section}] and options below it")
         keys = list(_file_keys(SERVICES.get(section, CommonOptions)))
         for key in table:
             if key not in keys:
-                raise ConfigError(f"{path.name}: {section}.{key}", "is not an option", _did_you_mean(key, keys))
+                raise ConfigError(f"{path.name}: {section}.{key}", "is not an option", did_you_mean(key, keys))
     return document
 
 
@@ -116,7 +128,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
     known = known_environment()
     for name in unknown:
         if name not in known:
-            raise ConfigError(name, "is not an option", _did_you_mean(name, sorted(known)) + " or unset it")
+            raise ConfigError(name, "is not an option", did_you_mean(name, sorted(known)) + " or unset it")
 
 
 def known_environment() -> set[str]:
@@ -144,8 +156,8 @@ def _find(
     config: Path | None,
 ) -> tuple[str, Any] | None:
     """Return ``(where it was said, value)``, or nothing when nobody said it."""
-    if cli.get(item.name) is not None:
-        value = cli[item.name]
+    value = cli.get(item.name)
+    if value is not None and value != []:  # none of an option that may be repeated
         return item.flag, _read_secret(item.flag, value) if item.info.secret else value
     if not service:
         return None
@@ -154,13 +166,13 @@ def _find(
         return name, environ[name]
     if item.info.secret and environ.get(f"{name}_FILE"):
         return f"{name}_FILE", _read_secret(f"{name}_FILE", environ[f"{name}_FILE"])
-    sections = [service, _COMMON] if item.owner is CommonOptions else [service]
+    sections = [service, _COMMON] if is_common(item) else [service]
     for section in sections:
         key = f"{item.key}_file" if item.info.secret else item.key
         if config is not None and key in tables.get(section, {}):
             where = f"{config.name}: {section}.{key}"
-            value = tables[section][key]
-            return where, _read_secret(where, value) if item.info.secret else value
+            said = tables[section][key]
+            return where, _read_secret(where, said) if item.info.secret else said
     return None
 
 
@@ -185,8 +197,3 @@ def _build(cls: type[T], values: Mapping[tuple[type, str], Any]) -> T:
         elif (cls, item.name) in values:
             arguments[item.name] = values[cls, item.name]
     return cls(**arguments)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
