@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -142,7 +142,7 @@ class Runner:
             changed=sum(verdict.changed for verdict in verdicts),
             undelivered=sum(verdict.undelivered for verdict in verdicts),
             client_errors=sum(not sample.ok for sample in samples),
-            refused=sum(not sample.ok and sample.sent_at > fault_at for sample in samples),
+            refused=sum(not sample.ok and sample.sent_at > _struck_at(done) for sample in samples),
             stalls_s=in_flight,
             ttfts_s=[sample.ttft_s for sample in samples if sample.ok and sample.sent_at > fault_at],
             goodput=pace,
@@ -152,6 +152,12 @@ class Runner:
             wrong=wrong,
             told=list(dict.fromkeys(problem for look in looks for problem in look.problems)),
         )
+
+
+def _struck_at(done: Sequence[Done]) -> float:
+    """When the first step had happened: a killed process may take requests until it has ended."""
+    first = min(done, key=lambda step: step.at)
+    return first.over if first.do == "kill" else first.at
 
 
 def _recovered_s(pace: Goodput | None, looks: list[Look], fault_at: float) -> float | None:
