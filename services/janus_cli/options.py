@@ -8,9 +8,16 @@ from typing import Any
 
 from janus.config.fields import check_ranges, option
 from janus.config.options import DType, split_address
+from janus.errors import ConfigError
 
 _NAME = "Name of the cluster, as given to janus up."
 _JSON = "Print JSON, for programs."
+
+
+def check_url(field: str, url: str) -> None:
+    """Raise ConfigError unless ``url`` is one of HTTP, or empty."""
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError(field, f"{url!r} is no URL", f"give http://HOST:PORT, e.g. http://{url}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +33,9 @@ class StatusOptions:
     )
     layers: bool = option(False, help="Add the activated experts per MoE layer and instance.")
     json: bool = option(False, help=_JSON)
+
+    def __post_init__(self) -> None:
+        check_url("--controller-ops", self.controller_ops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +119,9 @@ class ChatOptions:
     turns: bool = option(False, help="Talk in turns with the model's chat template, instead of continuing a text.")
     sampling: Sampling
 
+    def __post_init__(self) -> None:
+        check_url("--url", self.url)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
@@ -129,8 +142,8 @@ class DoctorOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for _, address in self.addresses():
-            split_address("--peers", address)
+        for field, address in self.addresses():
+            split_address(field, address)
 
     def addresses(self) -> list[tuple[str, str]]:
         """``(option, host:port)`` of everything that must be reachable."""

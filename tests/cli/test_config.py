@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from janus.config import AttentionOptions, ControllerOptions, ExpertOptions, GatewayOptions, UpOptions
+from janus.config.cli import run_service
 from janus.config.fields import parse_duration
 from janus.config.sources import known_environment, load_config, resolve
 from janus.errors import ConfigError
+from janus_cli.options import ChatOptions, DoctorOptions, StatusOptions
 
 SECRET = "correct horse"
 ENV = {"JANUS_SECRET": SECRET}
@@ -81,6 +83,13 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, str], str, str]] = [
     ({"controller": "host:0"}, {}, "--controller", "HOST:PORT"),
     ({"host": ""}, {"JANUS_EXPERT_HOST": ""}, "--host", "is empty"),
     ({"secret": "/no/such/file"}, {}, "--secret-file", "cannot read"),
+    ({"host": "a b"}, {}, "--host", "no address"),
+    ({"name": "a/b"}, {}, "--name", "letters, digits"),
+    ({"node": "rack\n7"}, {}, "--node", "letters, digits"),
+    ({"drain_timeout_s": "inf"}, {}, "--drain-timeout", "a finite number of seconds"),
+    ({"speed": "inf"}, {}, "--speed", "a finite number"),
+    ({"threads": "9" * 400}, {}, "--threads", "at most 4096"),
+    ({"load_rate_bytes": "1e400"}, {}, "--load-rate", "not a size"),
     ({}, {"JANUS_SECRET": "short"}, "JANUS_SECRET", "shorter than 8"),
     ({}, {"JANUS_EXPERT_THREADS": "many"}, "JANUS_EXPERT_THREADS", "not a whole number"),
     ({}, {"JANUS_EXPERT_SLOTS": "-4"}, "JANUS_EXPERT_SLOTS", "at least 0"),
@@ -177,7 +186,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (AttentionOptions, GIVEN | {"token_budget": "8"}, ENV, "--token-budget"),
         (AttentionOptions, GIVEN | {"block_size": "0"}, ENV, "--block-size"),
         (GatewayOptions, GIVEN | {"max_body_bytes": "lots"}, ENV, "--max-body"),
+        (GatewayOptions, GIVEN | {"http_host": "a/b"}, ENV, "--http-host"),
+        (AttentionOptions, GIVEN | {"max_running": "100000"}, ENV, "--max-running"),
         (UpOptions, {"model": "/m", "name": "../x"}, {}, "--name"),
+        (UpOptions, {"model": "/m", "host": "http://a"}, {}, "--host"),
+        (UpOptions, {"model": "/m"}, {"JANUS_UP_PRELOAD": "maybe"}, "JANUS_UP_PRELOAD"),
+        (DoctorOptions, {"controller": "b:0"}, {}, "--controller"),
+        (DoctorOptions, {"peers": "a:1, b"}, {}, "--peers"),
+        (StatusOptions, {"controller_ops": "a:8080"}, {}, "--controller-ops"),
+        (ChatOptions, {"url": "a:8000"}, {}, "--url"),
         (UpOptions, {"model": "/m", "attention": "0"}, {}, "--attention"),
     ],
 )
@@ -187,6 +204,23 @@ def test_what_is_required_and_what_contradicts(
     with pytest.raises(ConfigError) as caught:
         resolve(cls, cli=cli, environ=environ)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--thread", "2"), "error: --thread: is no option; did you mean --threads?"),
+        (("--threads",), "error: --threads: needs a value; see janus-expert-server --help"),
+        (("stray", "words"), "error: stray words: is not expected; see janus-expert-server --help"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_service(ExpertOptions, lambda _: pytest.fail("it ran"), prog="janus-expert-server", help="", args=words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == said + "\n"
 
 
 def test_other_services_variables_are_no_mistake() -> None:

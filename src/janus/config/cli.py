@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ T = TypeVar("T")
 Command = Callable[[T], "int | None"]
 
 EXIT_USAGE = 2
+#: How the option parser names words that it has no place for.
+_EXTRA = re.compile(r"unexpected extra arguments?(?:\(s\))? \((.*)\)")
 
 
 def run_service(cls: type[T], run: Command[T], *, prog: str, help: str, args: Sequence[str] | None = None) -> NoReturn:
@@ -164,11 +167,15 @@ def _usage_problem(error: Any, prog: str) -> str:
     """``field: problem; remedy`` of a usage error of click, whichever module it comes from."""
     remedy = f"see {prog} --help"
     option_name = getattr(error, "option_name", None)
+    said = error.format_message().rstrip(".")
     if option_name is None:
-        return f"{error.format_message().rstrip('.')}; {remedy}"
+        extra = _EXTRA.search(said)
+        return f"{extra[1]}: is not expected; {remedy}" if extra else f"{said}; {remedy}"
     near = getattr(error, "possibilities", None) or difflib.get_close_matches(option_name, _flags(error.ctx))
-    problem = "is no option" if type(error).__name__ == "NoSuchOption" else "is used wrongly"
-    return f"{option_name}: {problem}; " + (f"did you mean {near[0]}?" if near else remedy)
+    if type(error).__name__ == "NoSuchOption":
+        return f"{option_name}: is no option; " + (f"did you mean {near[0]}?" if near else remedy)
+    problem = "needs a value" if "requires" in said else "takes no value" if "not take" in said else "is used wrongly"
+    return f"{option_name}: {problem}; {remedy}"
 
 
 def _flags(ctx: Any) -> list[str]:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from janus.config.fields import check_ranges, option
-from janus.config.options.shared import COMPUTE, ComputeOptions, DispatchOptions, PlacementOptions, ProcessOptions
+from janus.config.options.common import check_host
+from janus.config.options.shared import (
+    COMPUTE,
+    MAX_THREADS,
+    ComputeOptions,
+    DispatchOptions,
+    PlacementOptions,
+    ProcessOptions,
+)
 from janus.config.overrides import overrides
 from janus.config.scaling import ScalingOptions
 from janus.errors import ConfigError
@@ -49,6 +57,7 @@ class UpOptions(ProcessOptions, ComputeOptions, DispatchOptions, PlacementOption
         unit="threads",
         default_text="0 = the cores, shared out",
         minimum=0,
+        maximum=MAX_THREADS,
         panel=COMPUTE,
     )
     name: str = option("default", help="Name of the cluster, for status, down and chat.", panel=_OPS)
@@ -87,6 +96,7 @@ class UpOptions(ProcessOptions, ComputeOptions, DispatchOptions, PlacementOption
     def __post_init__(self) -> None:
         check_ranges(self)
         overrides(self.set)
+        check_host("--host", self.host)
         if not _NAME.fullmatch(self.name):
             raise ConfigError("--name", f"{self.name!r} cannot name a file", "use letters, digits, '.', '_' and '-'")
         if self.scaling.scale_command:

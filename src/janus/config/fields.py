@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import shlex
 import types
@@ -114,6 +115,8 @@ class OptionField:
             return "|".join(choices)
         if self.info.secret or self.annotation is Path:
             return "PATH"
+        if self.is_bool:
+            return "true|false"
         if self.info.positional:
             return self.name.removesuffix("s").upper()
         if self.info.unit:
@@ -170,11 +173,13 @@ def _check_number(item: OptionField, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, allowed):
         kind = "a whole number" if item.annotation is int else "a number"
         raise ConfigError(item.flag, f"{value!r} is not {kind}", f"give {kind} of {item.info.unit or 'items'}")
+    unit = f" {item.info.unit}" if item.info.unit.endswith("s") else ""
+    if isinstance(value, float) and math.isinf(value):
+        raise ConfigError(item.flag, f"{value} is out of range", f"use a finite number{unit and ' of' + unit}")
     low, high = item.info.minimum, item.info.maximum
     too_low, too_high = low is not None and not value >= low, high is not None and not value <= high
     if too_low or too_high:
         bound = f"at least {low:g}" if too_low else f"at most {high:g}"
-        unit = f" {item.info.unit}" if item.info.unit else ""
         raise ConfigError(item.flag, f"{value} is out of range", f"use {bound}{unit}")
 
 
@@ -260,7 +265,7 @@ def _parse_size(raw: Any) -> int:
     suffix = "" if suffix == "B" else suffix
     try:
         return int(float(number) * _SIZE_SUFFIXES[suffix])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise ValueError(f"{raw!r} is not a size such as 512MiB or 2GiB") from None
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from janus.config.fields import option
 from janus.config.options.common import ServiceOptions
-from janus.config.options.shared import COMPUTE, ComputeOptions, DispatchOptions
+from janus.config.options.shared import COMPUTE, MAX_THREADS, ComputeOptions, DispatchOptions
 from janus.errors import ConfigError
 from janus.messages.control import Role
 
@@ -24,14 +24,26 @@ class AttentionOptions(ComputeOptions, DispatchOptions, ServiceOptions):
 
     model: Path = option(help="Model directory in Hugging Face format.", panel=COMPUTE)
     threads: int = option(
-        0, help="CPU threads of the model.", unit="threads", default_text="0 = all cores", minimum=0, panel=COMPUTE
+        0,
+        help="CPU threads of the model.",
+        unit="threads",
+        default_text="0 = all cores",
+        minimum=0,
+        maximum=MAX_THREADS,
+        panel=COMPUTE,
     )
     experts: Literal["remote", "local"] = option(
         "remote", help="remote: on expert-servers; local: in this process (monolithic).", panel=COMPUTE
     )
-    max_running: int = option(64, help="Sequences that may be generated at the same time.", unit="sequences", minimum=1)
+    max_running: int = option(
+        64, help="Sequences that may be generated at the same time.", unit="sequences", minimum=1, maximum=1 << 16
+    )
     token_budget: int = option(
-        512, help="Tokens in one step; longer prompts are prefilled in chunks.", unit="tokens", minimum=1
+        512,
+        help="Tokens in one step; longer prompts are prefilled in chunks.",
+        unit="tokens",
+        minimum=1,
+        maximum=1 << 20,
     )
     kv_cache_bytes: int = option(
         0,

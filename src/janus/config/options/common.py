@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,6 +14,8 @@ from janus.errors import ConfigError
 from janus.messages.control import Role
 
 _MIN_SECRET = 8
+#: Names stand in log lines, in metrics and in the names of files.
+_WORD = re.compile(r"[\w.:@+() -]{0,200}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +68,11 @@ class CommonOptions(ProcessOptions):
         check_ranges(self)
         if self.controller:
             split_address("--controller", self.controller)
-        if not self.host:
-            raise ConfigError("--host", "is empty", "give the address that the other instances reach, e.g. 127.0.0.1")
+        check_host("--host", self.host)
+        for field, word in (("--name", self.name), ("--node", self.node)):
+            if not _WORD.fullmatch(word):
+                problem = f"{word[:64]!r} cannot name an instance or a node"
+                raise ConfigError(field, problem, "use letters, digits and . _ : @ + - ( ), 200 at most")
         if self.secret and len(self.secret) < _MIN_SECRET:
             raise ConfigError(
                 "--secret-file", f"the secret is shorter than {_MIN_SECRET} characters", "use a longer, random one"
@@ -99,6 +105,13 @@ class ServiceOptions:
         if not common.name:
             name = f"{self.SERVICE}-{common.node}-{os.getpid()}"
             object.__setattr__(self, "common", replace(common, name=name))
+
+
+def check_host(field: str, host: str) -> None:
+    """Raise ConfigError unless ``host`` can be an address or a name of a machine."""
+    if not host or any(letter.isspace() or letter == "/" for letter in host):
+        problem = f"{host!r} is no address" if host else "is empty"
+        raise ConfigError(field, problem, "give the address that others reach, e.g. 127.0.0.1, or 0.0.0.0 for all")
 
 
 def split_address(field: str, address: str) -> tuple[str, int]:

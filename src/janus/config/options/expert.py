@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from janus.config.fields import option
 from janus.config.options.common import ServiceOptions
-from janus.config.options.shared import COMPUTE, ComputeOptions
+from janus.config.options.shared import COMPUTE, MAX_THREADS, ComputeOptions
 from janus.messages.control import Role
 
 LoadSource: TypeAlias = Literal["auto", "disk", "peer"]
@@ -24,7 +24,13 @@ class ExpertOptions(ComputeOptions, ServiceOptions):
         help="Model directory in Hugging Face format; only this instance's experts are read.", panel=COMPUTE
     )
     threads: int = option(
-        0, help="CPU threads of the experts.", unit="threads", default_text="0 = all cores", minimum=0, panel=COMPUTE
+        0,
+        help="CPU threads of the experts.",
+        unit="threads",
+        default_text="0 = all cores",
+        minimum=0,
+        maximum=MAX_THREADS,
+        panel=COMPUTE,
     )
     slots: int = option(
         0,

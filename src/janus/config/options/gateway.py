@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from janus.config.fields import option
-from janus.config.options.common import ServiceOptions
+from janus.config.options.common import ServiceOptions, check_host
 from janus.config.options.shared import COMPUTE
 from janus.messages.control import Role
 
@@ -71,3 +71,7 @@ class GatewayOptions(ServiceOptions):
         unit="seconds",
         minimum=0,
     )
+
+    def __post_init__(self) -> None:
+        ServiceOptions.__post_init__(self)  # super() has no class cell under slots=True
+        check_host("--http-host", self.http_host)

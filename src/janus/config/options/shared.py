@@ -21,6 +21,8 @@ GateSide: TypeAlias = Literal["attention", "expert"]
 PlacementName: TypeAlias = Literal["static", "eplb", "activation-aware"]
 SchedulerName: TypeAlias = Literal["aebs", "aebs-greedy", "token-balanced", "random", "static"]
 
+#: CPU threads of one process that can be meant.
+MAX_THREADS = 4096
 #: Panels of the help.
 NETWORK, LOGS, COMPUTE, PROCESS = "Network", "Logs", "Model and compute", "Process"
 
