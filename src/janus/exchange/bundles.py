@@ -10,26 +10,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 import torch
 
 from janus.core.exchange_routes import Destination, Mode
 from janus.core.linger import Linger
-from janus.core.placement import Placement
-from janus.core.scheduling import Assignment
 from janus.core.slowness import Slowness, is_timed
-from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
+from janus.errors import InstanceLost, LinkError
+from janus.exchange.bundle import Batch, Bundle, Key, Post
+from janus.exchange.bundle_frames import answers_for, fill
 from janus.exchange.fine_timer import FineTimer
-from janus.exchange.layout import UngatedLayout, check_dispatch, check_ungated, dispatch_layout
-from janus.exchange.packing import Answer, Numbering, Packing, Routed, Rows, group_ends
-from janus.exchange.receipts import AnswerLate, DispatchRefused, Receipt, mismatch
-from janus.messages.control import DispatchRejected
-from janus.transport.contract import InFrame, OutFrame
+from janus.exchange.hand_ins import read_hand_in
+from janus.exchange.packing import Answer, Numbering, Packing, group_ends
+from janus.exchange.plan import Plan
+from janus.exchange.receipts import AnswerLate
+from janus.transport.contract import InFrame
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import Link
 
@@ -46,28 +43,6 @@ LOOKS = 4
 #: The share of the deadline after which whoever posts says who is late; the members would only know the poster.
 _PATIENCE = 0.9
 
-#: A hand-in says which replicas its rows go to, and the leader needs no more.
-_NOBODY = np.zeros(0, dtype=np.int32)
-
-
-@dataclass(slots=True, eq=False)
-class Plan:
-    """How dispatches of one placement go one way."""
-
-    placement: Placement
-    destinations: tuple[Destination, ...]
-    #: Of each destination, and of all instances together.
-    numberings: tuple[Numbering, ...]
-    everywhere: Numbering
-    #: Of the instances that no destination has, as they are not used; ``None`` when all are.
-    unserved: Numbering | None = None
-    #: The instances that are not used, as ``UngatedLayout.left_out`` has them.
-    left_out: int = 0
-
-
-#: What rows must agree in to share a bundle: way, layer, plan, K, flags, H.
-_Key: TypeAlias = tuple[Mode, int, Plan, int, int, int]
-
 
 class GivesUp(Protocol):
     """Judges whether a bundle waits for too long."""
@@ -77,141 +52,6 @@ class GivesUp(Protocol):
 
         ``heard``: whether anybody has answered. ``rounds``: how often it was late. ``waited_s``: since its post.
         """
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """One member's rows in a bundle."""
-
-    #: [T, H]; in a hand-in's memory for another member's.
-    x_TH: torch.Tensor
-    #: ``None``: the experts gate.
-    routed: Routed | None
-    #: This instance's own dispatch, or else who handed the rows in, under which request id.
-    receipt: Receipt | None = None
-    link: Link | None = None
-    request_id: int = 0
-    #: What was handed in, until its rows are copied into the frames that go on.
-    frame: InFrame | None = None
-    #: For each destination: how many rows went there, and which.
-    counts: list[int] = field(default_factory=list)
-    rows: list[Rows] = field(default_factory=list)
-
-    def release(self) -> None:
-        """Give a hand-in's memory back."""
-        frame, self.frame = self.frame, None
-        if frame is not None:
-            frame.release()
-
-
-@dataclass(slots=True, eq=False)
-class Post:
-    """One frame of a bundle; waits for its answer."""
-
-    bundle: Bundle
-    index: int
-    via: str
-    rows: int
-
-    @property
-    def epoch(self) -> int:
-        return self.bundle.plan.placement.epoch
-
-    def answered(self, frame: InFrame) -> None:
-        self.bundle.take(self, frame)
-
-    def failed(self, error: DispatchError) -> None:
-        self.bundle.fail(error)
-
-
-@dataclass(slots=True, eq=False)
-class Bundle:
-    """What goes on for one layer and plan."""
-
-    key: _Key
-    deadline_ms: int
-    opened_s: float
-    #: When waiting for other members is given up.
-    due_s: float
-    batches: list[Batch] = field(default_factory=list)
-    posts: list[Post | None] = field(default_factory=list)
-    answers: list[InFrame | None] = field(default_factory=list)
-    outstanding: int = 0
-    request_ids: list[int] = field(default_factory=list)
-    sent_s: float = 0.0
-    over: bool = False
-    timer: asyncio.TimerHandle | None = None
-    bundles: Bundles = None  # type: ignore[assignment]  # set by whoever opens it
-    #: How long it is waited before it is late, when the timer fires next, and when waiting is over.
-    patience_s: float = 0.0
-    look_s: float = 0.0
-    last_s: float = 0.0
-    #: As of a receipt.
-    looks: int = 0
-    rounds: int = 0
-    #: Rows of all members.
-    rows: int = 0
-    #: Who has answered how many seconds after the post, where that is measured.
-    timings: list[tuple[str, float]] | None = None
-
-    @property
-    def plan(self) -> Plan:
-        """How it goes on."""
-        return self.key[2]
-
-    def take(self, post: Post, frame: InFrame) -> None:
-        """Take the answer to one of the frames."""
-        bundles = self.bundles
-        hidden = self.batches[0].x_TH.shape[1]
-        problem = mismatch(frame, post.via, post.rows, hidden, bundles.dtype_code)
-        if self.over or problem is not None:
-            frame.release()
-            if problem is not None:
-                self.fail(problem)
-            return
-        self.answers[post.index] = frame
-        if self.timings is not None:
-            self.timings.append((post.via, time.monotonic() - self.sent_s))
-        self.outstanding -= 1
-        if not self.outstanding:
-            bundles.answered(self)
-
-    def fail(self, error: DispatchError) -> None:
-        """Tell each member that there will be no sums."""
-        if self.over:
-            return
-        self.end()
-        for batch in self.batches:
-            if batch.receipt is not None:
-                batch.receipt.fail(error)
-            elif batch.link is not None:
-                reject(batch.link, batch.request_id, error)
-            batch.release()
-
-    def end(self) -> None:
-        """Give back what it holds; answers that still come belong to nobody."""
-        self.over = True
-        if self.timer is not None:
-            self.timer.cancel()
-        self.bundles.forget_answers(self.request_ids)
-        for frame in self.answers:
-            if frame is not None:
-                frame.release()
-        self.answers.clear()
-
-
-def reject(link: Link, request_id: int, error: DispatchError) -> None:
-    """Answer a dispatch with why there is no combine frame."""
-    code: Literal["replica_missing", "bad_frame", "instance_lost"] = "instance_lost"
-    if isinstance(error, ReplicaMissing):
-        code = "replica_missing"
-    elif isinstance(error, DispatchRefused) and error.code == "bad_frame":
-        code = "bad_frame"
-    message = DispatchRejected(code=code, problem=str(error), instances=list(error.instances))
-    try:
-        link.post_message(message, request_id=request_id)
-    except LinkError as lost:
-        log.info("answer_dropped", peer=link.peer.instance, problem=lost.problem)
 
 
 class Bundles:
@@ -253,7 +93,7 @@ class Bundles:
         self._abandon_answers = abandon_answers
         self._slowness = slowness
         self._gives_up = gives_up
-        self._open: dict[_Key, Bundle] = {}
+        self._open: dict[Key, Bundle] = {}
         self._linger = Linger()
         self._round_s = 0.0
         self._timer = FineTimer(self._due)
@@ -290,7 +130,7 @@ class Bundles:
 
     # -- gathering -----------------------------------------------------------------------------------------------
 
-    def add(self, key: _Key, batch: Batch, *, deadline_ms: int) -> None:
+    def add(self, key: Key, batch: Batch, *, deadline_ms: int) -> None:
         """Put a member's rows into the bundle of ``key``."""
         bundle = self._open.get(key)
         if bundle is not None and batch.receipt is not None and any(b.receipt for b in bundle.batches):
@@ -299,8 +139,7 @@ class Bundles:
         if bundle is None:
             now = time.monotonic()
             limit_s = min(max(self._round_s, _SHORTEST_S), _LONGEST_S)
-            bundle = self._open[key] = Bundle(key, deadline_ms, now, now + limit_s)
-            bundle.bundles = self
+            bundle = self._open[key] = Bundle(self, key, deadline_ms, now, now + limit_s)
         bundle.batches.append(batch)
         bundle.rows += batch.x_TH.shape[0]
         self._maybe_send(bundle)
@@ -314,36 +153,8 @@ class Bundles:
             ValueError: the frame is no dispatch for this model.
             InstanceLost: it has rows for an instance that is not used here.
         """
-        header = frame.header
-        layers, flags = plan.placement.num_layers, header.flags & ~Flags.HAND_IN
-        if flags & (Flags.NODE | Flags.FORWARDED):
-            raise ValueError("the hand-in says that it is for experts")  # whoever posts it says for which
-        routed = None
-        if flags & Flags.EGATE:
-            ungated = check_ungated(header, frame.payload, hidden=header.cols, dtype=self._dtype, num_layers=layers)
-            x_TH, _ = ungated.views(frame.payload)
-            top_k = 0
-        else:
-            layout = check_dispatch(header, hidden=header.cols, dtype=self._dtype, num_layers=layers)
-            x_TH, phys_TK, weights_TK = layout.views(frame.payload)
-            assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=frame.address + layout.slots_at)
-            if not self._packing.count(assignment, plan.everywhere):
-                raise ValueError("the hand-in names no replica")
-            if plan.unserved is not None and self._packing.count(assignment, plan.unserved):
-                raise self._unserved(phys_TK, plan)
-            routed = Routed(x_TH, assignment, torch.from_numpy(weights_TK))
-            top_k = header.top_k
-        batch = Batch(x_TH, routed, link=link, request_id=header.request_id, frame=frame)
-        key = (mode, header.layer, plan, top_k, flags, header.cols)
+        key, batch = read_hand_in(mode, plan, link, frame, own=self._own, packing=self._packing, dtype=self._dtype)
         self.add(key, batch, deadline_ms=deadline_ms)
-
-    def _unserved(self, phys_TK: npt.NDArray[np.int32], plan: Plan) -> InstanceLost:
-        placement, unserved = plan.placement, plan.unserved
-        assert unserved is not None
-        real = phys_TK[phys_TK >= 0]
-        found = np.unique(real[unserved.local[real] >= 0] // placement.slots_per_instance)
-        names = tuple(placement.instances[index] for index in found.tolist())
-        return InstanceLost(f"{self._own} does not use {', '.join(names)}", instances=names)
 
     def _present(self, bundle: Bundle) -> list[str]:
         return [self._own if batch.link is None else batch.link.peer.instance for batch in bundle.batches]
@@ -410,8 +221,8 @@ class Bundles:
         link = self._links.get(to.relay)
         if link is None:
             raise LinkError(to.relay, "is not linked")
-        _, layer, plan, top_k, flags, _ = bundle.key
-        frame, nbytes, top_k = self._fill(bundle, link, numbering, total, top_k)
+        _, layer, plan, _, flags, _ = bundle.key
+        frame, nbytes, top_k = fill(bundle, link, numbering, total, packing=self._packing, dtype=self._dtype)
         post = Post(bundle, index, to.relay, total)
         request_id = self._await_answer(post)
         bundle.request_ids.append(request_id)
@@ -433,35 +244,6 @@ class Bundles:
         )
         self.frames += 1
         self.bytes_out += nbytes
-
-    def _fill(
-        self, bundle: Bundle, link: Link, numbering: Numbering, total: int, top_k: int
-    ) -> tuple[OutFrame, int, int]:
-        """Return a frame with everybody's rows for a destination, its size, and its K."""
-        hidden, at = bundle.batches[0].x_TH.shape[1], 0
-        if bundle.key[4] & Flags.EGATE:
-            ungated = UngatedLayout(total, hidden, len(bundle.batches), self._dtype)
-            frame = link.allocate(ungated.nbytes)
-            x, counts = ungated.views(frame.payload)
-            for index, batch in enumerate(bundle.batches):
-                rows = len(batch.x_TH)
-                x[at : at + rows].copy_(batch.x_TH)
-                counts[index] = rows
-                batch.rows.append(None)
-                at += rows
-            ungated.left_out(frame.payload)[0] = bundle.plan.left_out
-            return frame, ungated.nbytes, len(bundle.batches)
-        layout = dispatch_layout(total, hidden, top_k, self._dtype)
-        frame = link.allocate(layout.nbytes)
-        for batch in bundle.batches:
-            count = batch.counts[-1]
-            rows_index: Rows = None
-            if count:
-                assert batch.routed is not None
-                rows_index = self._packing.pack(frame, layout, batch.routed, to=numbering, count=count, at=at)
-            batch.rows.append(rows_index)
-            at += count
-        return frame, layout.nbytes, top_k
 
     def _overdue(self, bundle: Bundle) -> None:
         """It waits for longer than usual: let the rows be sent again if that helps, or wait on until the last."""
@@ -497,7 +279,7 @@ class Bundles:
         offsets = [0] * len(bundle.answers)
         own: tuple[Batch, list[Answer], list[int]] | None = None
         for batch in bundle.batches:
-            answers, groups = self._answers_for(batch, bundle, offsets)
+            answers, groups = answers_for(batch, bundle, offsets, itemsize=self._dtype.itemsize)
             if batch.receipt is not None:
                 own = (batch, answers, groups)
             elif batch.link is not None and not batch.link.closed:
@@ -509,20 +291,6 @@ class Bundles:
             receipt.take_sums(answers, group_ends(groups), bundle.answers)
             bundle.answers = []
         bundle.end()
-
-    def _answers_for(self, batch: Batch, bundle: Bundle, offsets: list[int]) -> tuple[list[Answer], list[int]]:
-        """Return a member's rows of each answer, and the node of each; moves ``offsets`` past them."""
-        row_nbytes = batch.x_TH.shape[1] * self._dtype.itemsize
-        answers, groups = [], []
-        for index, frame in enumerate(bundle.answers):
-            count = batch.counts[index]
-            if frame is None or not count:
-                continue
-            start = offsets[index] * row_nbytes
-            offsets[index] += count
-            answers.append(Answer(frame.payload[start:], frame.address + start, count, batch.rows[index]))
-            groups.append(bundle.plan.destinations[index].group)
-        return answers, groups
 
     def _hand_back(self, batch: Batch, link: Link, bundle: Bundle, answers: list[Answer], groups: list[int]) -> None:
         rows, hidden = batch.x_TH.shape

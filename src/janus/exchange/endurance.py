@@ -12,7 +12,8 @@ import structlog
 from janus.core.exchange_routes import Mode
 from janus.core.slowness import Slowness
 from janus.errors import DispatchError, InstanceLost, ReplicaMissing
-from janus.exchange.bundles import GRACE_S, LOOKS, Bundle, Bundles, Post
+from janus.exchange.bundle import Bundle, Post
+from janus.exchange.bundles import GRACE_S, LOOKS, Bundles
 from janus.exchange.choice import ModeChoice
 from janus.exchange.receipts import AnswerLate, DispatchRefused, Part, Receipt, Waiter
 from janus.exchange.suspicion import Suspicion

@@ -12,9 +12,9 @@ from janus.core.exchange_routes import Mode, destinations, in_use
 from janus.core.placement import EMPTY, Placement
 from janus.core.scheduling.tables import MAX_INSTANCES
 from janus.errors import InstanceLost
-from janus.exchange.bundles import Plan
 from janus.exchange.choice import ModeChoice
 from janus.exchange.packing import Numbering
+from janus.exchange.plan import Plan
 from janus.transport.link import Link
 
 #: Placements of earlier epochs that a hand-in may still name.

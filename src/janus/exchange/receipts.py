@@ -6,14 +6,19 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+import structlog
 import torch
 
-from janus.errors import DispatchError, InstanceLost
+from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
 from janus.exchange.choice import Decision
 from janus.exchange.packing import Answer, Rows, group_ends
+from janus.messages.control import DispatchRejected
 from janus.transport.contract import InFrame
+from janus.transport.link import Link
+
+log = structlog.get_logger(__name__)
 
 
 class AnswerLate(InstanceLost):
@@ -26,6 +31,20 @@ class DispatchRefused(InstanceLost):
     def __init__(self, problem: str, *, instances: tuple[str, ...], code: str) -> None:
         super().__init__(problem, instances=instances)
         self.code = code
+
+
+def reject(link: Link, request_id: int, error: DispatchError) -> None:
+    """Answer a dispatch with why there is no combine frame."""
+    code: Literal["replica_missing", "bad_frame", "instance_lost"] = "instance_lost"
+    if isinstance(error, ReplicaMissing):
+        code = "replica_missing"
+    elif isinstance(error, DispatchRefused) and error.code == "bad_frame":
+        code = "bad_frame"
+    message = DispatchRejected(code=code, problem=str(error), instances=list(error.instances))
+    try:
+        link.post_message(message, request_id=request_id)
+    except LinkError as lost:
+        log.info("answer_dropped", peer=link.peer.instance, problem=lost.problem)
 
 
 class Waiter(Protocol):

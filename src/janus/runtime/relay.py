@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import structlog
 
 from janus.errors import DispatchError, InstanceLost, LinkError, ReplicaMissing
-from janus.exchange.bundles import reject
 from janus.exchange.packing import Answer, Packing
+from janus.exchange.receipts import reject
 from janus.messages.control import DispatchRejected
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
