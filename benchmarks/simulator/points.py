@@ -21,6 +21,11 @@ class Cluster:
     attention: int
     experts: int
 
+    @property
+    def name(self) -> str:
+        """It in words."""
+        return f"{self.model} {self.attention}A{self.experts}E"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -39,9 +44,8 @@ class Point:
     @property
     def name(self) -> str:
         """It in words."""
-        cluster = self.cluster
         load = f"{self.streams} streams" if self.streams else f"{self.rate:g}/s"
-        return f"{cluster.model} {cluster.attention}A{cluster.experts}E {load} {self.prompt}+{self.output}"
+        return f"{self.cluster.name} {load} {self.prompt}+{self.output}"
 
     def workload(self) -> Workload | ClosedLoop:
         """What arrives, the same for both."""

@@ -8,14 +8,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from benchmarks.serving.machine import CpuMeter
+from benchmarks.simulator.observed import Observed, Seen, table_of
 from benchmarks.simulator.points import Cluster, ModelName, Point
 
 from janus.chaos.scenario import ClusterNeeds
@@ -23,7 +21,6 @@ from janus.chaos.stream import Sample, complete
 from janus.chaos.suite import with_cluster
 from janus.cluster.state import ClusterState, RunDirectory
 from janus.cluster.trace_client import TraceClient
-from janus.core.planning.sizes import ModelSizes
 from janus.profiling.models import Measured
 from janus.simulation.workloads import ClosedLoop
 
@@ -40,31 +37,6 @@ OPTIONS: dict[str, str | int | float | bool] = {
     "restart": "never",
     "placement": "static",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """One run of one point."""
-
-    point: Point
-    #: Mean over requests, and output tokens per second from the first request to the last token.
-    tpot_s: float
-    ttft_s: float
-    tokens_per_s: float
-    #: Cores that everything else on the machine kept busy.
-    others_cores: float
-    runs_tpot_s: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """What one cluster showed."""
-
-    cluster: Cluster
-    sizes: ModelSizes
-    seen: tuple[Seen, ...]
-    #: int[L, S, K]: what the router chose.
-    routing: npt.NDArray[np.integer[Any]]
 
 
 async def observe(
@@ -87,7 +59,7 @@ async def observe(
                     cluster=cluster,
                     sizes=models[cluster.model].sizes,
                     seen=tuple(seen),
-                    routing=np.asarray(trace.expert_ids),
+                    a_max=table_of(cluster, models[cluster.model].sizes, np.asarray(trace.expert_ids)),
                 )
             )
 

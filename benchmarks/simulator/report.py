@@ -15,7 +15,8 @@ def text(result: dict[str, Any]) -> str:
         f"`{result['command']}`.",
         f"Error of TPOT and throughput over {len(result['points'])} points: median {result['median_error']:.1%}, worst "
         f"{result['worst_error']:.1%} (TPOT alone {result['median_tpot_error']:.1%}, throughput alone "
-        f"{result['median_tokens_error']:.1%}, in the median).",
+        f"{result['median_tokens_error']:.1%}, in the median). Bare, as if gateway, clients and other instances took "
+        f"none of the cores: median {result['bare_median_error']:.1%}, worst {result['bare_worst_error']:.1%}.",
         _points(result["points"]),
     ]
     if result["disturbed_points"]:
@@ -32,7 +33,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def _points(rows: list[dict[str, Any]]) -> str:
-    heading = ["point", "TPOT ms", "simulated", "error", "tokens/s", "simulated", "error", "others, cores"]
+    heading = ["point", "TPOT ms", "simulated", "error", "tokens/s", "simulated", "error", "bare", "others, cores"]
     lines = [
         [
             row["point"],
@@ -42,6 +43,7 @@ def _points(rows: list[dict[str, Any]]) -> str:
             f"{row['tokens_per_s']:.0f}",
             f"{row['simulated_tokens_per_s']:.0f}",
             f"{row['tokens_error']:+.1%}",
+            f"{row['bare_tpot_error']:+.1%}, {row['bare_tokens_error']:+.1%}",
             f"{row['others_cores']:.2f}",
         ]
         for row in rows

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.simulator.real import Observed, Seen
+from benchmarks.simulator.observed import Observed, Seen
 
 from janus.core.admission import AdmissionConfig
 from janus.core.batcher_config import BatcherConfig
-from janus.core.planning.activation import estimate
 from janus.core.planning.hardware import HardwareProfile
 from janus.simulation.config import ClusterConfig
 from janus.simulation.report import Report
@@ -22,21 +21,13 @@ ADMISSION = AdmissionConfig(max_requests=256, max_tokens=262_144)
 def config_of(observed: Observed, profile: HardwareProfile) -> ClusterConfig:
     """Return the cluster of ``observed`` as the simulator takes it: its slots, placement, routing and limits."""
     cluster, sizes = observed.cluster, observed.sizes
-    slots = -(-sizes.experts // cluster.experts)
-    table = estimate(
-        observed.routing,
-        num_experts=sizes.experts,
-        slots=slots,
-        instances=(cluster.experts,),
-        policy="static",
-    )
     return ClusterConfig(
         model=sizes,
         profile=profile,
-        a_max=table,
+        a_max=observed.a_max,
         attention=cluster.attention,
         experts=cluster.experts,
-        slots=slots,
+        slots=observed.a_max.slots,
         batcher=BATCHER,
         admission=ADMISSION,
         modes=("direct",),

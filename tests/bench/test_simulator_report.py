@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from benchmarks.simulator import speed
-from benchmarks.simulator.__main__ import _summary
+from benchmarks.simulator.comparing import summary
 from benchmarks.simulator.points import POINTS
 from benchmarks.simulator.report import text
 from benchmarks.simulator.virtual import BATCHER
@@ -23,6 +23,8 @@ def row(tpot: float, tokens: float, others: float = 0.05) -> dict[str, Any]:
         "tokens_per_s": 800.0,
         "simulated_tokens_per_s": 800 * (1 + tokens),
         "tokens_error": tokens,
+        "bare_tpot_error": -0.2,
+        "bare_tokens_error": 0.4,
         "others_cores": others,
     }
 
@@ -44,18 +46,20 @@ def test_points_that_share_a_cluster_follow_each_other() -> None:
     assert len(starts) == len(set(clusters))
 
 
-def test_errors_count_either_way(capsys: pytest.CaptureFixture[str]) -> None:
-    found = _summary([row(-0.1, 0.02), row(0.05, -0.3), row(0.07, 0.0, others=1.2)])
+def test_errors_count_either_way() -> None:
+    told: list[str] = []
+    found = summary([row(-0.1, 0.02), row(0.05, -0.3), row(0.07, 0.0, others=1.2)], told.append)
     assert found["median_error"] == pytest.approx(0.06)
     assert found["worst_error"] == 0.3
     assert found["median_tpot_error"] == 0.07
     assert found["disturbed_points"] == 1
-    assert "during 1 of 3 points" in capsys.readouterr().err
+    assert (found["bare_median_error"], found["bare_worst_error"]) == (pytest.approx(0.3), 0.4)
+    assert "during 1 of 3 points" in told[0]
 
 
 def test_the_document_says_what_was_measured_and_how() -> None:
     rows = [row(-0.1, 0.02), row(0.05, -0.3)]
-    result = _summary(rows) | {
+    result = summary(rows, print) | {
         "commit": "abc",
         "date": "2026-11-22",
         "hardware": {"cpu": "EPYC", "cores_used": 2},
@@ -68,4 +72,5 @@ def test_the_document_says_what_was_measured_and_how() -> None:
     assert "Commit `abc`, 2026-11-22, EPYC, 2 cores, profile cpu." in written
     assert "| large 1A2E 8 streams 64+96 | 10.00   | 9.00" in written
     assert "-30.0%" in written
+    assert "-20.0%, +40.0%" in written
     assert "16 (2A14E)" in written
