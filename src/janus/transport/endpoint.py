@@ -38,7 +38,7 @@ def transport(kind: TransportKind) -> Transport:
         return InprocTransport()
     if kind == "shm":
         return ShmTransport()
-    from janus.transport.ucx_wire import UcxTransport
+    from janus.transport.ucx_transport import UcxTransport
 
     return UcxTransport()
 
