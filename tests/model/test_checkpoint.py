@@ -73,6 +73,35 @@ def test_fused_experts_are_read_by_slice(random_model: Callable[..., Path]) -> N
         assert fused.bytes_read - before == weights.gate_up.nbytes + weights.down.nbytes
 
 
+def test_tensors_are_read_below_each_other_and_in_blocks(random_model: Callable[..., Path]) -> None:
+    path = random_model(dtype=torch.bfloat16)
+    checkpoint, stored = Checkpoint.open(path), load_file(path / "model.safetensors")
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
+    joined = checkpoint.read_joined(names, torch.float32)
+    assert torch.equal(joined, torch.cat([stored[name] for name in names]).float())
+    assert checkpoint.bytes_read == sum(stored[name].nbytes for name in names)
+
+    blocks = list(checkpoint.read_blocks("lm_head.weight", 96, torch.float32))
+    assert [len(block) for block in blocks] == [96, 96, 96, 32]
+    assert torch.equal(torch.cat(blocks), stored["lm_head.weight"].float())
+    assert checkpoint.bytes_read == sum(stored[name].nbytes for name in (*names, "lm_head.weight"))
+    with pytest.raises(CheckpointError, match="tensor nowhere is missing"):
+        next(checkpoint.read_blocks("nowhere", 8, torch.float32))
+
+
+def test_tensors_of_several_types_are_read_below_each_other(random_model: Callable[..., Path]) -> None:
+    path = random_model()
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
+
+    def retype(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[names[1]] = tensors[names[1]].half()
+
+    rewrite(path, retype)
+    stored = load_file(path / "model.safetensors")
+    joined = Checkpoint.open(path).read_joined(names, torch.float32)
+    assert torch.equal(joined, torch.cat([stored[name].float() for name in names]))
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("served", [torch.bfloat16, torch.float32])
 def test_dtypes_are_cast(random_model: Callable[..., Path], stored: torch.dtype, served: torch.dtype) -> None:

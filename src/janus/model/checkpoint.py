@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from janus.model.expert_weights import ExpertWeights, read_fused
 from janus.model.families import family_named
 from janus.model.families.base import Family, TensorSpec, attention_tensors, expert_tensors, tensors_in
 from janus.model.fp8 import FP8_DTYPE, dequantise, scale_name, scale_shape
-from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorEntry
+from janus.model.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorEntry, new_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,11 @@ class Checkpoint:
         names = (name, scale_name(name))
         return sum(self._where[each].tensors[each].nbytes for each in names if each in self._where)
 
+    def where(self, name: str) -> tuple[Path, int, int]:
+        """Return the file that holds tensor ``name``, where in it the tensor starts, and its bytes."""
+        file = self._where[name]
+        return file.path, file.tensors[name].offset, file.tensors[name].nbytes
+
     def expert_nbytes(self, layer: int, expert: int) -> int:
         """Bytes that ``read_expert`` of (absolute) ``layer`` reads: those in the files, scales and biases included.
 
@@ -95,24 +100,59 @@ class Checkpoint:
         """Read one tensor, cast to ``dtype`` on ``device``. Raises CheckpointError if it is not there."""
         return self._read(name, None).to(device=device, dtype=dtype)
 
+    def read_joined(self, names: Sequence[str], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+        """As ``read`` of tensors that differ in their first dimension alone, one below the other."""
+        return self._joined(names).to(device=device, dtype=dtype)
+
+    def read_blocks(self, name: str, rows: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Yield a matrix on the CPU in blocks of ``rows`` rows, the last of what is left; one at a time is read."""
+        entry = self._file_of(name).tensors[name]
+        if entry.dtype == FP8_DTYPE:  # whose scales are for blocks of another size
+            yield from self.read(name, dtype).split(rows)
+            return
+        for first in range(0, entry.shape[0], rows):
+            block = self._file_of(name).read_rows(name, first, min(first + rows, entry.shape[0]))
+            self._count(block.nbytes)
+            yield block.to(dtype)
+
     def read_expert(self, layer: int, expert: int, dtype: torch.dtype) -> ExpertWeights:
         """Read one expert of (absolute) ``layer``, and nothing else, onto the CPU."""
-        import torch
-
         fused = self._family.fused_experts(self.config, layer)
         if fused is not None and fused.gate_up.name in self:
             return read_fused(fused, lambda spec: self._read(spec.name, expert), dtype)
         spec = self._family.expert(self.config, layer, expert)
-        gate_up = torch.cat((self._read(spec.gate.name, None), self._read(spec.up.name, None)))
+        gate_up = self._joined((spec.gate.name, spec.up.name))
         return ExpertWeights(gate_up.to(dtype), self._read(spec.down.name, None).to(dtype))
 
-    def _read(self, name: str, index: int | None) -> torch.Tensor:
+    def _joined(self, names: Sequence[str]) -> torch.Tensor:
+        import torch
+
+        files = [self._file_of(name) for name in names]
+        entries = [file.tensors[name] for file, name in zip(files, names, strict=True)]
+        if len({entry.dtype for entry in entries}) > 1 or entries[0].dtype == FP8_DTYPE:
+            return torch.cat([self._read(name, None) for name in names])
+        # Into their places at once: putting them together afterwards would be another pass over the weights.
+        sizes = [entry.nbytes for entry in entries]
+        memory = new_bytes(sum(sizes))
+        for file, name, part in zip(files, names, memory.split(sizes), strict=True):
+            file.read_into(name, part)
+        self._count(memory.nbytes)
+        return memory.view(files[0].torch_dtype(names[0])).view(-1, *entries[0].shape[1:])
+
+    def _file_of(self, name: str) -> SafetensorsFile:
         file = self._where.get(name)
         if file is None:
             raise CheckpointError(str(self.path), f"tensor {name} is missing")
-        tensor = file.read(name, index)
+        return file
+
+    def _count(self, nbytes: int) -> None:
         with self._lock:
-            self.bytes_read += tensor.nbytes
+            self.bytes_read += nbytes
+
+    def _read(self, name: str, index: int | None) -> torch.Tensor:
+        file = self._file_of(name)
+        tensor = file.read(name, index)
+        self._count(tensor.nbytes)
         if file.tensors[name].dtype != FP8_DTYPE:
             return tensor
         assert self.config.fp8_block is not None  # checked when opened
@@ -133,9 +173,7 @@ class Checkpoint:
             self._check_tensor(TensorSpec(scale_name(spec.name), scale_shape(spec.shape, block)))
 
     def _check_tensor(self, spec: TensorSpec) -> TensorEntry:
-        file = self._where.get(spec.name)
-        if file is None:
-            raise CheckpointError(str(self.path), f"tensor {spec.name} is missing")
+        file = self._file_of(spec.name)
         entry = file.tensors[spec.name]
         if entry.shape != spec.shape:
             raise CheckpointError(

@@ -8,9 +8,12 @@ import torch
 
 from janus.model.batch import StepBatch
 from janus.model.gate import CpuGates
-from janus.model.kernels.library import DTYPES, ExpertShape, Library
+from janus.model.kernels.library import DTYPES, PANEL, ExpertShape, Library
 from janus.model.memory import Arena
 from janus.model.weights import DenseMlpWeights, WeightReader
+
+#: About so much of the output matrix is read before it is packed: what the caches hold.
+_BLOCK_BYTES = 4 << 20
 
 
 class CpuMath:
@@ -25,17 +28,15 @@ class CpuMath:
         self._arena = Arena()
         self._alive: list[torch.Tensor] = []
         self._final_norm = self._f32(reader.final_norm())
-        lm_head = reader.lm_head()
-        self._lm_head = self._packed(embedding if lm_head is None else lm_head)
+        self._lm_head = self._packed_lm_head(reader, embedding)
         routers = {layer: reader.router(layer) for layer in config.moe_layers}
         self._gates = CpuGates(library, config, reader.dtype, routers, self._arena)
         self._dense = {layer: self._dense_mlp(reader.dense_mlp(layer)) for layer in config.dense_layers}
-        shared = {layer: reader.shared_expert(layer) for layer in config.moe_layers}
         #: Packed weights, and the gate or a null pointer.
         self._shared = {
             layer: (self._dense_mlp(weights.mlp), None if weights.gate is None else self._f32(weights.gate))
-            for layer, weights in shared.items()
-            if weights is not None
+            for layer in config.moe_layers
+            if (weights := reader.shared_expert(layer)) is not None
         }
 
     def route(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,8 +87,14 @@ class CpuMath:
         self._alive.append(tensor)
         return tensor.data_ptr()
 
-    def _packed(self, weight: torch.Tensor) -> int:
-        return self._keep(self._library.pack(weight, self._arena))
+    def _packed_lm_head(self, reader: WeightReader, embedding: torch.Tensor) -> int:
+        """The largest matrix of many models is never there as a whole but packed."""
+        rows, columns = embedding.shape
+        each = max(1, _BLOCK_BYTES // (columns * self._torch_dtype.itemsize * PANEL)) * PANEL
+        blocks = reader.lm_head_blocks(each)
+        if blocks is None:
+            return self._keep(self._library.pack(embedding, self._arena))
+        return self._keep(self._library.pack_blocks(blocks, rows, columns, self._torch_dtype, self._arena))
 
     def _f32(self, tensor: torch.Tensor) -> int:
         return self._keep(tensor.float().contiguous())

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Headers of real checkpoints are a few MB at most; the safetensors library uses the same limit.
 MAX_HEADER_BYTES = 100 << 20
 
+#: Larger tensors are read into memory on huge pages: the C allocator would map as much anew for each, in small pages.
+_HUGE_BYTES = 32 << 20
+
 #: Stored dtype -> its name in torch, and bytes per element.
 READABLE_DTYPES = {
     "F32": ("float32", 4),
@@ -40,6 +43,15 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+
+def new_bytes(count: int) -> torch.Tensor:
+    """Return memory to read ``count`` bytes into, uint8[count]."""
+    import torch
+
+    from janus.model.memory import huge_bytes
+
+    return huge_bytes(count) if count > _HUGE_BYTES else torch.empty(count, dtype=torch.uint8)
 
 
 class SafetensorsFile:
@@ -78,6 +90,24 @@ class SafetensorsFile:
         Raises:
             CheckpointError: a stored dtype that is not served, or the file became shorter.
         """
+        if index is not None:
+            return self.read_rows(name, index, index + 1)[0]
+        entry = self.tensors[name]
+        return self._read(name, entry.offset, entry.nbytes).view(entry.shape)
+
+    def read_rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """As ``read`` of the slices from ``first`` to before ``last`` along the first dimension."""
+        entry = self.tensors[name]
+        each = entry.nbytes // entry.shape[0]
+        rows = self._read(name, entry.offset + first * each, (last - first) * each)
+        return rows.view(last - first, *entry.shape[1:])
+
+    def read_into(self, name: str, memory: torch.Tensor) -> None:
+        """Read the bytes of tensor ``name`` into ``memory``, uint8 and as many. Raises as ``read``."""
+        self._read_into(memory, self.tensors[name].offset, name)
+
+    def torch_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that tensor ``name`` is stored in. Raises CheckpointError where it is not served."""
         import torch  # here, since the controller reads headers only and starts in half the time without
 
         entry = self.tensors[name]
@@ -88,13 +118,13 @@ class SafetensorsFile:
                 f"has dtype {entry.dtype}, which is not supported",
                 f"supported: {', '.join(READABLE_DTYPES)}",
             )
-        offset, nbytes, shape = entry.offset, entry.nbytes, entry.shape
-        if index is not None:
-            nbytes //= shape[0]
-            offset, shape = offset + index * nbytes, shape[1:]
-        buffer = torch.empty(nbytes, dtype=torch.uint8)
-        self._read_into(buffer, offset, name)
-        return buffer.view(getattr(torch, known[0])).view(shape)
+        dtype: torch.dtype = getattr(torch, known[0])
+        return dtype
+
+    def _read(self, name: str, offset: int, nbytes: int) -> torch.Tensor:
+        dtype, memory = self.torch_dtype(name), new_bytes(nbytes)
+        self._read_into(memory, offset, name)
+        return memory.view(dtype)
 
     def _read_into(self, buffer: torch.Tensor, offset: int, what: str) -> None:
         view = buffer.numpy().data

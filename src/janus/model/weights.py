@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +101,11 @@ class WeightReader:
         """[vocab, H], or None where the embedding is used."""
         return self._optional(self._model.lm_head)
 
+    def lm_head_blocks(self, rows: int) -> Iterator[torch.Tensor] | None:
+        """``lm_head`` on the CPU in blocks of ``rows`` rows, each read when it is asked for."""
+        spec = self._model.lm_head
+        return None if spec is None else self._checkpoint.read_blocks(spec.name, rows, self.dtype)
+
     def router(self, layer: int) -> RouterWeights:
         """The gate of MoE layer ``layer``."""
         spec = self._family.router(self.config, layer)
@@ -118,7 +124,7 @@ class WeightReader:
         return AttentionWeights(
             input_norm=self._read(spec.input_norm),
             post_attention_norm=self._read(spec.post_attention_norm),
-            qkv=torch.cat([self._read(part) for part in (spec.q, spec.k, spec.v)]),
+            qkv=self._joined(spec.q, spec.k, spec.v),
             qkv_bias=torch.cat([self._read(bias) for bias in biases]) if biases else None,
             q_norm=self._optional(spec.q_norm),
             k_norm=self._optional(spec.k_norm),
@@ -188,10 +194,13 @@ class WeightReader:
         return SharedExpertWeights(self._mlp(spec.mlp), None if gate is None else gate[0])
 
     def _mlp(self, spec: MlpSpec) -> DenseMlpWeights:
-        return DenseMlpWeights(torch.cat((self._read(spec.gate), self._read(spec.up))), self._read(spec.down))
+        return DenseMlpWeights(self._joined(spec.gate, spec.up), self._read(spec.down))
 
     def _read(self, spec: TensorSpec) -> torch.Tensor:
         return self._checkpoint.read(spec.name, self.dtype, self.device)
+
+    def _joined(self, *specs: TensorSpec) -> torch.Tensor:
+        return self._checkpoint.read_joined([spec.name for spec in specs], self.dtype, self.device)
 
     def _f32(self, spec: TensorSpec | None) -> torch.Tensor | None:
         return None if spec is None else self._checkpoint.read(spec.name, torch.float32, self.device)

@@ -66,6 +66,14 @@ def test_a_role_reads_its_own_fp8_bytes_alone(fp8_model: Path) -> None:
     assert whole.bytes_read == sum(each.nbytes for name, each in stored.items() if ".mlp.experts." not in name)
 
 
+def test_blocks_and_joined_tensors_are_dequantised_too(fp8_model: Path) -> None:
+    checkpoint = Checkpoint.open(fp8_model)
+    mlp = [f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up")]
+    gate, up = (checkpoint.read(name, torch.float32) for name in mlp)
+    assert torch.equal(checkpoint.read_joined(mlp, torch.float32), torch.cat((gate, up)))
+    assert torch.equal(torch.cat(list(checkpoint.read_blocks(mlp[0], 32, torch.float32))), gate)
+
+
 SCALES = "model.layers.0.self_attn.kv_b_proj.weight_scale_inv"
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 

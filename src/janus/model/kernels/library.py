@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from ctypes import c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ from janus.model.memory import Arena
 _log = structlog.get_logger(__name__)
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+#: Rows of a weight matrix that are packed together: ``janus::kPanel``.
+PANEL = 32
 
 #: How long an idle worker spins before it sleeps: long enough to bridge the Python between two kernels of one step,
 #: short enough not to hold a core that another server of the machine needs.
@@ -244,6 +248,19 @@ class Library:
         packed = memory.take(count * each)
         for index, weight in enumerate(weights_GNK.contiguous()):
             self._dll.janus_pack(dtype, rows, columns, weight.data_ptr(), packed.data_ptr() + index * each)
+        return packed
+
+    def pack_blocks(
+        self, blocks_RK: Iterable[torch.Tensor], rows: int, columns: int, dtype: torch.dtype, memory: Arena
+    ) -> torch.Tensor:
+        """As ``pack`` of [rows, columns] that comes in blocks, each but the last of a multiple of ``PANEL`` rows."""
+        code, first = DTYPES[dtype], 0
+        packed = memory.take(int(self._dll.janus_packed_bytes(code, rows, columns)))
+        for block in blocks_RK:
+            to = packed.data_ptr() + int(self._dll.janus_packed_bytes(code, first, columns))
+            self._dll.janus_pack(code, len(block), columns, block.contiguous().data_ptr(), to)
+            first += len(block)
+        assert first == rows
         return packed
 
 
