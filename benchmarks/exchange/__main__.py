@@ -28,7 +28,7 @@ _REPOSITORY = Path(__file__).parents[2]
 _RESULT = _REPOSITORY / "benchmarks" / "results" / "exchange.json"
 _DOCUMENT = _REPOSITORY / "docs" / "exchange.md"
 #: What is played ping-pong with.
-_STACKS = ("link-ucx", "ucxx", "socket")
+_STACKS = ("link-ucx", "ucxx", "ucxx-probe", "socket")
 _SIZES = (64, 4096, 32 << 10, 64 << 10, 256 << 10, 1 << 20)
 
 

@@ -25,16 +25,19 @@ KEYS = (
 )
 
 
-def overheads(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return what a Janus link takes beside raw ucxx, one way, ``{bytes: ...}``: from 64 KiB on the ratio, below it
-    the difference in microseconds. The median over turns that followed each other.
+def overheads(figures: Sequence[Mapping[str, Any]], beside: str = "ucxx") -> dict[str, float]:
+    """Return what a Janus link takes beside another stack, one way, ``{bytes: ...}``: from 64 KiB on the ratio, below
+    it the difference in microseconds. The median over turns that followed each other.
 
-    ``figures``: as of ``benchmarks.transport``.
+    Args:
+        figures: as of ``benchmarks.transport``.
+        beside: "ucxx" posts its receives before a message is due, and knows its size; "ucxx-probe" does not, no more
+            than a link does.
     """
     turns = {(each["stack"], each["bytes"]): each["turns_us"] for each in figures}
     found = {}
     for (stack, nbytes), ours in turns.items():
-        theirs = turns.get(("ucxx", nbytes))
+        theirs = turns.get((beside, nbytes))
         if stack != "link-ucx" or theirs is None:
             continue
         pairs = list(zip(ours, theirs, strict=True))
@@ -52,6 +55,7 @@ def swept(cells: Sequence[dict[str, Any]], transport: Sequence[Mapping[str, Any]
         "overhead_vs_ucxx": overheads(transport),
         "messages_per_layer": messages(cells),
         "auto_regret": auto,
+        "overhead_vs_ucxx_probe": overheads(transport, "ucxx-probe"),
     }
 
 

@@ -39,7 +39,7 @@ _HEADING = [
     "auto / best",
     "layers until settled",
 ]
-_LINKS = ["payload", "link-ucx", "ucxx", "socket", "link-ucx beside ucxx", "goal"]
+_LINKS = ["payload", "link-ucx", "ucxx", "ucxx-probe", "socket", "beside ucxx", "beside ucxx-probe", "goal"]
 _COUNTS = ["m x n", "H", "tokens", "direct", "aggregated", "two-phase", "direct MB", "two-phase MB"]
 
 
@@ -67,17 +67,23 @@ def _links(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for nbytes, found in result["overhead_vs_ucxx"].items():
         size = int(nbytes)
-        by_ratio = size >= RATIO_FROM
-        trips = [figures.get((stack, size)) for stack in _LINKS[1:4]]
+        trips = [figures.get((stack, size)) for stack in _LINKS[1:5]]
         rows.append(
             [
                 f"{size >> 10} KiB" if size >= 1024 else f"{size} B",
                 *("-" if us is None else f"{us:.0f} us" for us in trips),
-                f"{found:.2f}x" if by_ratio else f"{found:+.0f} us",
-                f"{MAX_RATIO:g}x" if by_ratio else f"{MAX_DIFFERENCE_US:.0f} us",
+                _beside(size, found),
+                _beside(size, result["overhead_vs_ucxx_probe"].get(nbytes)),
+                f"{MAX_RATIO:g}x" if size >= RATIO_FROM else f"{MAX_DIFFERENCE_US:.0f} us",
             ]
         )
     return rows
+
+
+def _beside(size: int, found: float | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found:.2f}x" if size >= RATIO_FROM else f"{found:+.0f} us"
 
 
 def _row(cell: dict[str, Any]) -> list[str]:

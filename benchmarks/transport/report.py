@@ -57,23 +57,24 @@ def _added(result: dict[str, Any]) -> list[list[str]]:
         "link-ucx / ucxx",
         "best turns: us",
         "best turns: ratio",
+        "link-ucx / ucxx-probe",
         "goal",
         "met",
     ]
     return [
         head,
         *(
-            _compared(link, figures["ucxx", size])
+            _compared(link, figures["ucxx", size], figures.get(("ucxx-probe", size)))
             for (stack, size), link in figures.items()
             if stack == "link-ucx" and ("ucxx", size) in figures
         ),
     ]
 
 
-def _compared(link: dict[str, Any], raw: dict[str, Any]) -> list[str]:
+def _compared(link: dict[str, Any], raw: dict[str, Any], probing: dict[str, Any] | None) -> list[str]:
     pairs = list(zip(link["turns_us"], raw["turns_us"], strict=True))
     difference = statistics.median(ours - theirs for ours, theirs in pairs)
-    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+    ratio = _ratio(link, raw)
     by_ratio = link["bytes"] >= RATIO_FROM
     met = ratio <= MAX_RATIO if by_ratio else difference <= MAX_DIFFERENCE_US
     return [
@@ -82,9 +83,14 @@ def _compared(link: dict[str, Any], raw: dict[str, Any]) -> list[str]:
         f"{ratio:.2f}",
         f"{link['best_us'] - raw['best_us']:.0f}",
         f"{link['best_us'] / raw['best_us']:.2f}",
+        "-" if probing is None else f"{_ratio(link, probing):.2f}",
         f"{MAX_RATIO:g}x" if by_ratio else f"{MAX_DIFFERENCE_US:.0f} us",
         "yes" if met else "no",
     ]
+
+
+def _ratio(link: dict[str, Any], raw: dict[str, Any]) -> float:
+    return statistics.median(a / b for a, b in zip(link["turns_us"], raw["turns_us"], strict=True))
 
 
 def _size(nbytes: int) -> str:

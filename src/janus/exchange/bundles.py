@@ -162,8 +162,10 @@ class Bundles:
     def _maybe_send(self, bundle: Bundle) -> None:
         if self._linger.expected(self._present(bundle), layer=bundle.key[1]):
             self._set_timer()
-        else:
-            self._send(bundle)
+            return
+        self._send(bundle)
+        if not self._open:
+            self._timer.set(None)  # else it wakes the loop for nothing, in the middle of the exchange
 
     def _set_timer(self) -> None:
         self._timer.set(min((bundle.due_s for bundle in self._open.values()), default=None))
