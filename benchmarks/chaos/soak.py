@@ -70,7 +70,6 @@ class Soak:
             looks: list[Look] = []
             watcher = group.create_task(self.target.watch(looks.append), name="watch")
             streams = group.create_task(self.running.run(), name="load")
-            await asyncio.sleep(0)
             await self.running.until_begun(timeout_s=30.0)
             for event in sequence.draw(count):
                 await asyncio.sleep(event.pause_s)

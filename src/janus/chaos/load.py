@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,21 @@ TIMEOUT_S = 60.0
 def texts(prompts: str | Sequence[str]) -> tuple[str, ...]:
     """The prompts of a set, or those that are given."""
     return SETS[prompts] if isinstance(prompts, str) else tuple(prompts)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Collect no garbage while the load is on.
+
+    Its clients live in this process, which keeps every token of every run: a full collection takes hundreds of
+    milliseconds, and would be taken for a stall of the cluster.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def body(load: Load, prompt: str) -> dict[str, Any]:
@@ -55,13 +72,16 @@ class Running:
     draw: random.Random
     prompts: tuple[str, ...]
     requests: list[Request] = field(default_factory=list)
-    begun: list[asyncio.Event] = field(default_factory=list)
+    #: Of each stream: whether it has its first token.
+    begun: list[asyncio.Event] = field(init=False)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     _asked: int = 0
 
+    def __post_init__(self) -> None:
+        self.begun = [asyncio.Event() for _ in range(self.load.streams)]
+
     async def run(self) -> None:
         """Keep every stream busy until ``over``."""
-        self.begun = [asyncio.Event() for _ in range(self.load.streams)]
         async with asyncio.TaskGroup() as group:
             for number, begun in enumerate(self.begun):
                 group.create_task(self._stream(begun), name=f"stream-{number}")

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from janus.chaos.figures import Goodput, goodput, stall_s
 from janus.chaos.judge import Verdict, judge
-from janus.chaos.load import TIMEOUT_S, Request, Running, texts, undisturbed
+from janus.chaos.load import TIMEOUT_S, Request, Running, texts, undisturbed, uninterrupted
 from janus.chaos.moves import Moves, moves_after
 from janus.chaos.scenario import Scenario
 from janus.chaos.steps import Control, Done, Network, Steps
@@ -92,22 +92,22 @@ class Runner:
         running = Running(self.target.url, load, draw, texts(load.prompts))
         steps = Steps(self.target, self.control, self.network, running, draw)
         looks: list[Look] = []
-        async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(self.target.watch(looks.append), name="watch")
-            streams = group.create_task(running.run(), name="load")
-            await asyncio.sleep(0)  # the load makes its events as it starts
-            await running.until_begun(timeout_s=_BEGIN_LIMIT_S)
-            start = time.perf_counter()
-            await steps.run(self.scenario)
-            whole = await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
-            await asyncio.sleep(load.after)
-            end = time.perf_counter()
-            running.over.set()
-            async with asyncio.timeout(2 * TIMEOUT_S):
-                await streams
-            await self._restore(sizes)
-            await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
-            watcher.cancel()
+        with uninterrupted():
+            async with asyncio.TaskGroup() as group:
+                watcher = group.create_task(self.target.watch(looks.append), name="watch")
+                streams = group.create_task(running.run(), name="load")
+                await running.until_begun(timeout_s=_BEGIN_LIMIT_S)
+                start = time.perf_counter()
+                await steps.run(self.scenario)
+                whole = await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
+                await asyncio.sleep(load.after)
+                end = time.perf_counter()
+                running.over.set()
+                async with asyncio.timeout(2 * TIMEOUT_S):
+                    await streams
+                await self._restore(sizes)
+                await self.target.until_whole(timeout_s=_WHOLE_LIMIT_S)
+                watcher.cancel()
         return self._result(running.requests, steps.done, looks, start=start, end=end, whole=whole)
 
     async def _restore(self, sizes: Mapping[str, int]) -> None:
