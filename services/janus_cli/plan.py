@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from janus.config.fields import parse_duration
 from janus.errors import ConfigError
 from janus_cli.console import logs_on_stderr, output, tell
 from janus_cli.plan_options import LoadOptions, PlanOptions, RoutingOptions
@@ -123,16 +124,16 @@ def model_sizes(name_or_path: str, dtype: str | None = None) -> ModelSizes:
 
 
 def seconds(flag: str, text: str) -> float:
-    """Return the seconds that a duration such as ``150ms`` or ``2s`` says.
+    """Return the seconds that a duration such as ``150ms`` or ``2s`` says. A number alone might be either.
 
     Raises:
         ConfigError: it is none, or not positive.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min)\s*", text)
-    value = float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}[found[2]] if found else 0.0
-    if not value > 0:
-        raise ConfigError(flag, f"{text!r} is no duration", "give a number with its unit, such as 150ms or 2s")
-    return value
+    with contextlib.suppress(ValueError):
+        value = parse_duration(text, bare=False)
+        if value > 0:
+            return value
+    raise ConfigError(flag, f"{text!r} is no duration", "give a number with its unit, such as 150ms or 2s")
 
 
 def a_max_table(options: RoutingOptions, model: ModelSizes, slots: int, most: int) -> AMaxTable:

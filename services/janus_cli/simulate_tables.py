@@ -13,8 +13,8 @@ from janus.simulation.simulator import Simulation
 _DECISIONS = 20
 
 
-def show(simulation: Simulation, report: Report, console: Console) -> None:
-    """Print what came out of ``simulation``."""
+def show(simulation: Simulation, report: Report, console: Console, *, scaled_by: str = "") -> None:
+    """Print what came out of ``simulation``; ``scaled_by``: the autoscaler's expectations, "learned" or a profile."""
     config, workload, slo, decisions = simulation.config, simulation.workload, simulation.slo, simulation.decisions
     deployment = config.deployment(config.attention, config.experts)
     devices = sorted({deployment.attention_device.name, deployment.expert_device.name})
@@ -32,6 +32,9 @@ def show(simulation: Simulation, report: Report, console: Console) -> None:
     console.print(table)
     for struck in report.faults:
         console.print(f"{struck.at_s:10.1f} s  died: {', '.join(struck.instances) or 'nobody was there'}")
+    if scaled_by:
+        by = "what it learned" if scaled_by == "learned" else f"profile {scaled_by}"
+        console.print(f"autoscaled by {by}: {len(decisions)} changes")
     for decision in decisions[:_DECISIONS]:
         console.print(f"{decision.at:10.1f} s  {decision.present} -> {decision.wanted}: {decision.why}")
     if len(decisions) > _DECISIONS:

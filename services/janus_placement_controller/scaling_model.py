@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -18,6 +18,9 @@ from janus.errors import ConfigError
 from janus_placement_controller.statistics import RoutedModel
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from janus.core.planning.activation import AMaxTable
     from janus.core.scaling.planned import PlannedModel
 
@@ -41,7 +44,6 @@ def planned_model(options: ControllerOptions, config: ScalingConfig, model: Rout
         ConfigError: the profile is none, or the model's config.json lacks what the planner counts.
     """
     from janus.core.planning.catalog import sizes_of
-    from janus.core.planning.plan import Problem
     from janus.core.planning.routing import synthetic_routing
     from janus.core.scaling.planned import PlannedModel
     from janus.profiles import load_profile
@@ -52,16 +54,12 @@ def planned_model(options: ControllerOptions, config: ScalingConfig, model: Rout
     path = options.model / "config.json"
     sizes = sizes_of(json.loads(path.read_text(encoding="utf-8")), name=options.model.name)
     ids = synthetic_routing(sizes.experts, sizes.top_k, _SYNTHETIC_TOKENS, layers=1)
-    return PlannedModel(
-        Problem(
-            model=sizes,
-            profile=load_profile(options.scaling.hardware),
-            slo_tpot_s=config.slo_tpot_s,
-            percentile=config.percentile if config.percentile >= 50 else 0.0,
-            batch=1.0,
-            slots=slots_of(options, model),
-            a_max=Tables(ids, model.num_experts, config.high.experts, options.placement),
-        )
+    return PlannedModel.of(
+        config,
+        model=sizes,
+        profile=load_profile(options.scaling.hardware),
+        slots=slots_of(options, model),
+        a_max=Tables(ids, model.num_experts, config.high.experts, options.placement),
     )
 
 
@@ -72,9 +70,9 @@ def slots_of(options: ControllerOptions, model: RoutedModel) -> int:
 
 
 class Tables:
-    """Tables of a_max by C, made when they are asked for."""
+    """Tables of a_max by C, made when they are asked for, of ids int[L, S, K] of experts."""
 
-    def __init__(self, ids: object, experts: int, most: int, policy: str) -> None:
+    def __init__(self, ids: npt.NDArray[np.integer[Any]], experts: int, most: int, policy: str) -> None:
         self._ids, self._experts, self._most, self._policy = ids, experts, most, policy
         self._made: dict[int, AMaxTable] = {}
 
@@ -85,7 +83,7 @@ class Tables:
         if slots not in self._made:
             first = -(-self._experts // slots)
             self._made[slots] = estimate(
-                self._ids,  # type: ignore[arg-type]  # int[L, S, K]; numpy is loaded where it is needed
+                self._ids,
                 num_experts=self._experts,
                 slots=slots,
                 instances=instance_grid(first, max(first, self._most)),

@@ -78,6 +78,20 @@ def test_the_autoscaler_can_be_let_loose(tmp_path: Path) -> None:
     assert report["outcomes"]["finished"] == report["requests"]
     assert report["sizes"]
     assert all(size["experts"] >= 6 for size in report["sizes"])
+    # Like the controller that is given this profile, it reckons with the profile.
+    assert report["scaled_by"] == "h100-80gb"
+
+
+def test_the_autoscaler_says_what_its_expectations_are_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load = WorkloadOptions(workload="poisson:8,prompt=64,output=64", duration_s=60)
+    reports = {}
+    for scale_by, words in (("learned", "autoscaled by what it learned"), ("profile", "by profile h100-80gb")):
+        scaling = AutoscaleOptions(autoscale=True, max_attention=3, max_experts=12, interval_s=20, scale_by=scale_by)
+        reports[scale_by] = run(tmp_path, load=load, scaling=scaling, slo_tpot="60ms")
+        assert words in capsys.readouterr().out
+    assert reports["learned"]["scaled_by"] == "learned"
+    assert run(tmp_path)["scaled_by"] == ""
+    assert "autoscaled" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

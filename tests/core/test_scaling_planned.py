@@ -14,6 +14,7 @@ from janus.core.planning.pricing import planes
 from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.steady import Traffic
 from janus.core.scaling import Autoscaler, Counts, Observation
+from janus.core.scaling.contract import Reason
 from janus.core.scaling.demand import Demand
 from janus.core.scaling.planned import PlannedModel
 from janus.core.scaling.target import bears, fewest
@@ -121,6 +122,18 @@ def test_a_wrong_profile_converges(factor: float) -> None:
     best = fewest(lambda counts: bears(outlook, counts), Counts(attention=1, experts=1), most)
     assert best is not None
     assert truth.counts.total <= best.total + 2
+
+
+def test_at_its_bounds_it_says_what_more_would_be_needed() -> None:
+    """Clients see more than the SLO, and there are as many instances as there may be."""
+    most = Counts(attention=2, experts=4)
+    scaler = Autoscaler(replace(SCALING, high=most), model=PlannedModel(PROBLEM))
+    truth = Truth(factor=1.0, counts=most)
+    decisions = [scaler.observe(truth.observe(500.0), now) for now in (0.0, 60.0, 120.0)]
+    due = [decision for decision in decisions if decision.due]
+    assert due
+    assert {decision.wanted for decision in due} == {most}
+    assert due[-1].reason is Reason.LIMIT
 
 
 def test_without_load_there_is_nothing_to_bear() -> None:

@@ -215,19 +215,21 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
-def parse_duration(raw: Any) -> float:
-    """Return ``"150ms"``, ``"2 s"``, ``"5min"``, ``0.15`` in seconds; a number alone is seconds.
+def parse_duration(raw: Any, *, bare: bool = True) -> float:
+    """Return ``"150ms"``, ``"2 s"``, ``"5min"``, ``0.15`` in seconds; a number alone is seconds, unless not ``bare``.
 
     Raises:
         ValueError: it is none of these.
     """
     if not isinstance(raw, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(raw)
+        if bare:
+            with contextlib.suppress(TypeError, ValueError):
+                return float(raw)
         match = _DURATION.fullmatch(str(raw).strip())
         if match is not None:
             return float(match["number"]) * _DURATION_SUFFIXES[match["unit"].lower()]
-    raise ValueError(f"{raw!r} is not a number of seconds, nor a duration such as 150ms, 2s or 5min")
+    number = "a number of seconds, nor " if bare else ""
+    raise ValueError(f"{raw!r} is not {number}a duration such as 150ms, 2s or 5min")
 
 
 def _parse_bool(raw: Any) -> bool:

@@ -21,15 +21,14 @@ percentiles Streams are served in turn, each at the rate 1 / T(n) while n are th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from janus.core.exchange_routes import MODES, Mode
 from janus.core.planning.elementwise import choose, larger, smaller
 from janus.core.planning.hardware import HardwareProfile
+from janus.core.planning.little import settled
 from janus.core.planning.mixed_steps import Steps
 from janus.core.planning.performance import AMax, Deployment, StepTime
 from janus.core.planning.sizes import ModelSizes
@@ -38,9 +37,6 @@ from janus.errors import ConfigError
 
 __all__ = ["SteadyState", "Traffic", "steady_state"]
 
-#: Cuts of the bracket in which the batch lies, at most, and the relative error at which they end.
-_CUTS = 60
-_CLOSE = 1e-5
 _MOST_STREAMS = 1e7
 
 
@@ -81,8 +77,8 @@ def steady_state(
 ) -> SteadyState:
     """Return where ``deployment`` settles under ``traffic``.
 
-    B solves f(B) = B - 1 - D T(B) = 0 in [1, most_streams]. Where even most_streams < D T(most_streams), it does not
-    settle. Elementwise: the deployment's counts, and ``most_streams``, may be arrays.
+    B solves B = 1 + D T(B) in [1, most_streams] (``little.py``). Where even most_streams < D T(most_streams), it does
+    not settle. Elementwise: the deployment's counts, and ``most_streams``, may be arrays.
 
     Args:
         most_streams: Bmax, that all attention instances have room for.
@@ -96,13 +92,12 @@ def steady_state(
     rate, most = traffic.tokens_s, smaller(larger(1.0, most_streams), _MOST_STREAMS)
     least = 1.0 + 0.0 * most
 
-    def excess(batch: Any) -> Any:
-        return batch - 1 - rate * steps.mean_s(batch, (batch - 1) / rate)
+    def step_s(batch: Any) -> Any:
+        return steps.mean_s(batch, (batch - 1) / rate)
 
     if rate:
-        at_least, at_most = excess(least), excess(most)
-        settles = (at_most + 1 >= 0) & (most_streams >= 1)
-        batch = choose(at_most >= 0, _crossing(excess, least, most, at_least, at_most), most)
+        batch, settles = settled(rate, step_s, least=least, most=most, oneself=1.0)
+        settles = settles & (most_streams >= 1)
         usual = (batch - 1) / rate
     else:
         batch, settles, usual = least, most_streams >= least, 0.0
@@ -122,30 +117,3 @@ def steady_state(
         prefill_use=use,
         step=step,
     )
-
-
-def _crossing(f: Callable[[Any], Any], low: Any, high: Any, at_low: Any, at_high: Any) -> Any:
-    """Return where ``f`` rises through 0 between ``low`` and ``high``; anything where it does not.
-
-    Bisection that cuts where the secant does (Illinois: Dowell and Jarratt, BIT 11, 1971): a few cuts are enough.
-    """
-    never = (at_low >= 0) | (at_high < 0)
-    found, side = high, 0.0 * low
-    for _ in range(_CUTS):
-        span = at_high - at_low
-        found = high - at_high * (high - low) / choose(span > 0, span, 1.0)
-        found = smaller(larger(found, low), high)
-        value = f(found)
-        if _all(never | (abs(value) <= _CLOSE * found)):
-            break
-        below = value < 0
-        low, high = choose(below, found, low), choose(below, high, found)
-        # An end that stays twice in a row counts for half, or the other would crawl.
-        at_low = choose(below, value, choose(side > 0, at_low / 2, at_low))
-        at_high = choose(below, choose(side < 0, at_high / 2, at_high), value)
-        side = choose(below, -1.0, 1.0)
-    return found
-
-
-def _all(condition: Any) -> bool:
-    return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)

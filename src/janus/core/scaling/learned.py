@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from janus.core.planning.little import settled
 from janus.core.scaling.contract import Counts, Observation, Prediction, ScalingConfig
 from janus.core.scaling.demand import Demand
 from janus.core.scaling.factor import Factor
@@ -28,7 +29,6 @@ _LEAST_DRIFT, _MOST_DRIFT = 0.5, 2.0
 _FIRST_TAIL, _MOST_TAIL, _NEW_TAIL = 1.2, 5.0, 0.3
 #: Streams per attention instance where nobody says how many it takes.
 _MOST_STREAMS = 4096
-_HALVINGS = 40
 
 
 class LearnedModel:
@@ -124,14 +124,9 @@ class LearnedOutlook:
         def step(batch: float) -> float:
             return self.model.step_s(counts, max(1.0, batch))
 
-        if rate * step(most) > most:
-            return Prediction(counts=counts, tpot_mean_s=math.inf, tpot_tail_s=math.inf, batch=most)
-        low, high = 0.0, most
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if rate * step(middle) <= middle else (middle, high)
-        tpot = step(high)
-        return Prediction(counts=counts, tpot_mean_s=tpot, tpot_tail_s=tpot * self.tail, batch=high)
+        batch, settles = (0.0, True) if not rate else settled(rate, step, least=0.0, most=most)
+        tpot = step(batch) if settles else math.inf
+        return Prediction(counts=counts, tpot_mean_s=tpot, tpot_tail_s=tpot * self.tail, batch=batch)
 
     def _room(self, counts: Counts, streams: float, kv_usage: float) -> float:
         """Streams that fit into these shares of the instances' batches and KV cache."""

@@ -8,15 +8,18 @@ to an SLO of 1 / c. A wrong profile converges that way, and one for other hardwa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from janus.core.exchange_routes import MODES, Mode
+from janus.core.planning.hardware import HardwareProfile
 from janus.core.planning.performance import AMax
 from janus.core.planning.plan import Problem
 from janus.core.planning.plane import Plane
 from janus.core.planning.pricing import planes
+from janus.core.planning.sizes import ModelSizes
 from janus.core.planning.steady import Traffic
-from janus.core.scaling.contract import Counts, Observation, Prediction
+from janus.core.scaling.contract import Counts, Observation, Prediction, ScalingConfig
 from janus.core.scaling.demand import Demand
 from janus.core.scaling.factor import Factor
 
@@ -35,6 +38,49 @@ class PlannedModel:
         self.name = problem.profile.name
         self._problem = problem
         self._factor = Factor(_LEAST_FACTOR, _MOST_FACTOR)
+
+    @classmethod
+    def of(
+        cls,
+        config: ScalingConfig,
+        *,
+        model: ModelSizes,
+        profile: HardwareProfile,
+        slots: int,
+        a_max: Callable[[int], AMax],
+        attention_devices: Sequence[str] = (),
+        expert_devices: Sequence[str] = (),
+        tensor_parallel: int = 1,
+        micro_batches: int = 1,
+        modes: Sequence[Mode] = MODES,
+    ) -> PlannedModel:
+        """Return the model of a cluster that is held to ``config``.
+
+        Args:
+            slots: C of its expert instances.
+            a_max: tables by C.
+            attention_devices: what it runs on, by name; none = the profile's first.
+            expert_devices: likewise.
+            tensor_parallel: devices of each attention instance.
+            micro_batches: that take turns.
+            modes: ways to exchange that it has.
+        """
+        problem = Problem(
+            model=model,
+            profile=profile,
+            slo_tpot_s=config.slo_tpot_s,
+            # Below the median a percentile is no tail: the mean is what is planned for.
+            percentile=config.percentile if config.percentile >= 50 else 0.0,
+            batch=1.0,
+            slots=slots,
+            a_max=a_max,
+            attention_devices=attention_devices,
+            expert_devices=expert_devices,
+            tensor_parallel=(tensor_parallel,),
+            micro_batches=(micro_batches,),
+            modes=modes,
+        )
+        return cls(problem)
 
     def use_a_max(self, tables: Callable[[int], AMax]) -> None:
         """Expect the router to choose as it did lately: tables by C, slots per instance and layer."""
@@ -59,8 +105,9 @@ class PlannedModel:
             self._problem,
             slo_tpot_s=slo_s / self.correction,
             batch=0.0,
-            most_attention=most.attention,
-            most_experts=most.experts,
+            # At the bounds it is still asked which role more would be needed of.
+            most_attention=most.attention + 1,
+            most_experts=most.experts + 1,
             max_running=streams_most or self._problem.max_running,
             traffic=Traffic(
                 requests_s=self.correction * demand.tokens_s / max(1.0, demand.output_tokens),

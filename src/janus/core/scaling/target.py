@@ -45,7 +45,10 @@ class Model(Protocol):
         """Take in what clients saw during ``dt`` seconds, from a cluster that did not change meanwhile."""
 
     def outlook(self, demand: Demand, *, slo_s: float, most: Counts, streams_most: int) -> Outlook:
-        """Return what to expect under ``demand`` of at most ``most`` instances, of ``streams_most`` streams each."""
+        """Return what to expect under ``demand`` of at most ``most`` instances, of ``streams_most`` streams each.
+
+        And of one more of either role: where the bounds are reached, it is said which would be needed.
+        """
 
 
 def bears(outlook: Outlook, counts: Counts) -> bool:
