@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
@@ -99,6 +99,22 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int = 0
     elapsed_us: int = 0
     target: int = 0
+
+
+class HeaderFields(TypedDict, total=False):
+    """Those fields of a header that whoever posts a frame may set, by name; 0 where one is left out."""
+
+    flags: int
+    request_id: int
+    epoch: int
+    layer: int
+    dtype: int
+    top_k: int
+    rows: int
+    cols: int
+    deadline_ms: int
+    elapsed_us: int
+    target: int
 
 
 #: Writes a header's fields, all of them and as they lie: ``pack_values(buffer, 0, MAGIC, FRAME_VERSION, kind, flags,

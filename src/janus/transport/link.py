@@ -12,12 +12,12 @@ All methods are for the link's own event loop, except ``InFrame.release``.
 from __future__ import annotations
 
 import asyncio
-import time
 from threading import get_ident
+from typing import Unpack
 
 import structlog
 
-from janus.errors import DeadlineExceeded, LinkBroken, LinkBusy, LinkClosed, LinkError, ProtocolViolation
+from janus.errors import LinkBroken, LinkBusy, LinkClosed, LinkError, ProtocolViolation
 from janus.messages import Message, decode, encode
 from janus.messages.control import Identity
 from janus.transport.buffers import Buffer
@@ -28,13 +28,14 @@ from janus.transport.frame import (
     HEADER_BYTES,
     MAGIC,
     Header,
+    HeaderFields,
     Kind,
     pack_fields,
     pack_values,
     unpack,
 )
 from janus.transport.heartbeat import Heartbeat
-from janus.transport.waiting import Calls, CreditQueue, again
+from janus.transport.waiting import Calls, CreditQueue, RoundTrips, again
 from janus.transport.window import ReceiveWindow, SendWindow
 from janus.transport.wire import Wire
 
@@ -45,8 +46,6 @@ log = structlog.get_logger(__name__)
 #: After the peer's BYE: how long its wire is kept so that our BYE_ACK reaches it.
 _LINGER_S = 1.0
 _MAX_REASON_BYTES = 1024
-#: Set in the request id of a PING that is a probe, not a heartbeat.
-_PROBE_BIT = 1 << 63
 #: In Python 3.11, ``Kind.CONTROL`` is a Python call.
 _CONTROL = Kind.CONTROL
 
@@ -71,9 +70,7 @@ class Link:
         self._calls = Calls(peer.instance, listening=listening)
         self._senders = CreditQueue(peer.instance)
         self._bytes_in = self._bytes_out = 0
-        #: PINGs whose answer somebody waits for, by request id.
-        self._probes: dict[int, asyncio.Future[float]] = {}
-        self._probe_ids = 0
+        self._round_trips = RoundTrips(peer.instance)
         self._born = now = self._loop.time()
         self._heartbeat = Heartbeat(now, interval_s=options.heartbeat_s, silence_s=options.silence_s)
         self._timer = self._loop.call_at(self._heartbeat.due, self._tick)
@@ -200,17 +197,7 @@ class Link:
         first: int = 0,
         nbytes: int | None = None,
         kind: Kind,
-        request_id: int = 0,
-        epoch: int = 0,
-        layer: int = 0,
-        dtype: int = 0,
-        top_k: int = 0,
-        rows: int = 0,
-        cols: int = 0,
-        deadline_ms: int = 0,
-        elapsed_us: int = 0,
-        flags: int = 0,
-        target: int = 0,
+        **fields: Unpack[HeaderFields],
     ) -> None:
         """Send ``nbytes`` (``None``: the rest) from byte ``first`` on of the payload of a received frame.
 
@@ -238,21 +225,7 @@ class Link:
             out.payload[:] = payload
         else:
             out = OutFrame(payload, shared)
-        self.post(
-            out,
-            kind=kind,
-            request_id=request_id,
-            epoch=epoch,
-            layer=layer,
-            dtype=dtype,
-            top_k=top_k,
-            rows=rows,
-            cols=cols,
-            deadline_ms=deadline_ms,
-            elapsed_us=elapsed_us,
-            flags=flags,
-            target=target,
-        )
+        self.post(out, kind=kind, **fields)
 
     def post_message(self, message: Message, *, request_id: int = 0) -> None:
         """Send ``message`` without waiting.
@@ -306,19 +279,11 @@ class Link:
         if self._ending is not None:
             raise again(self._ending)
         payload = bytes(nbytes)
-        started = time.perf_counter()  # a loop's own clock may tick in milliseconds
-        probe = self._probe_ids = self._probe_ids + 1
-        answered: asyncio.Future[float] = self._loop.create_future()
-        self._probes[_PROBE_BIT | probe] = answered
-        try:
-            for number in range(1, count + 1):
-                self._send(Kind.PING, _PROBE_BIT | probe if number == count else _PROBE_BIT, payload)
-            async with asyncio.timeout(timeout_s):
-                return await answered - started
-        except TimeoutError:
-            raise DeadlineExceeded(self.peer.instance, f"no answer to a probe within {timeout_s:g} s") from None
-        finally:
-            self._probes.pop(_PROBE_BIT | probe, None)
+
+        def send(request_id: int) -> None:
+            self._send(Kind.PING, request_id, payload)
+
+        return await self._round_trips.measure(send, count=count, timeout_s=timeout_s)
 
     def _require_credit(self) -> None:
         if get_ident() != self._thread:
@@ -400,10 +365,8 @@ class Link:
         if header.kind == Kind.PING:
             self._send(Kind.PONG, header.request_id)
         elif header.kind == Kind.PONG:
-            if not header.request_id & _PROBE_BIT:
+            if not self._round_trips.answered(header.request_id):
                 self._heartbeat.ponged(self._loop.time(), header.request_id)
-            elif (probe := self._probes.get(header.request_id)) is not None and not probe.done():
-                probe.set_result(time.perf_counter())
         elif header.kind == Kind.BYE:
             self._on_bye(reason)
         elif header.kind == Kind.BYE_ACK and self._ending is not None:
@@ -464,9 +427,7 @@ class Link:
         self._timer.cancel()
         self._end(error)
         self._calls.fail(error)
-        for probe in self._probes.values():
-            if not probe.done():
-                probe.set_exception(again(error))
+        self._round_trips.fail(error)
         if self._bye_received and isinstance(error, LinkBroken):
             # The peer drops the wire once it has our BYE_ACK; dropping it first could lose that very frame.
             self._timer = self._loop.call_later(_LINGER_S, self._drop_wire)

@@ -1,10 +1,12 @@
-"""Who waits on a link: for an answer (``Calls``) or for a credit (``CreditQueue``). Deadlines without tasks."""
+"""Who waits on a link: for an answer (``Calls``), a credit (``CreditQueue``), the time of a frame (``RoundTrips``)."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from janus.errors import DeadlineExceeded, LinkError
@@ -13,6 +15,8 @@ from janus.messages import Message
 #: Request ids of calls have bit 63 set, and bit 62 on the listening side, so an answer is never taken for a request.
 _CALL_BIT = 1 << 63
 _LISTENER_BIT = 1 << 62
+#: Set in the request id of a PING that is no heartbeat.
+_PROBE_BIT = 1 << 63
 
 
 def again(error: LinkError) -> LinkError:
@@ -66,6 +70,48 @@ class Calls:
         for answer in self._waiting.values():
             fail(answer, again(error))
         self._waiting.clear()
+
+
+class RoundTrips:
+    """PINGs whose answer somebody waits for, by request id."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._ids = itertools.count(_PROBE_BIT + 1)
+        self._waiting: dict[int, asyncio.Future[float]] = {}
+
+    async def measure(self, send: Callable[[int], None], *, count: int, timeout_s: float) -> float:
+        """Send ``count`` PINGs with ``send``; return the seconds until the last one is answered.
+
+        Raises:
+            DeadlineExceeded: not within ``timeout_s``.
+            LinkError: what ``send`` raises, or ``fail`` was given.
+        """
+        started = time.perf_counter()  # a loop's own clock may tick in milliseconds
+        request_id = next(self._ids)
+        answered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answered
+        try:
+            for number in range(1, count + 1):
+                send(request_id if number == count else _PROBE_BIT)
+            async with asyncio.timeout(timeout_s):
+                return await answered - started
+        except TimeoutError:
+            raise DeadlineExceeded(self._peer, f"no answer to a probe within {timeout_s:g} s") from None
+        finally:
+            del self._waiting[request_id]
+
+    def answered(self, request_id: int) -> bool:
+        """Return whether ``request_id`` is of such a PING, and no heartbeat's; its waiter is told."""
+        waiting = self._waiting.get(request_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(time.perf_counter())
+        return bool(request_id & _PROBE_BIT)
+
+    def fail(self, error: LinkError) -> None:
+        """No answer will come any more."""
+        for waiting in self._waiting.values():
+            fail(waiting, again(error))
 
 
 class CreditQueue:
