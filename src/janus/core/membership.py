@@ -7,9 +7,9 @@ there are fewer, those of the roster that are not there are ``missing``. More ma
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
+from janus.core import standing
 from janus.core.epochs import PlacementEpochs
 from janus.core.goals import Candidate, ModelShape
 from janus.core.membership_events import (
@@ -32,8 +32,9 @@ from janus.core.membership_events import (
 )
 from janus.core.placing import POLICIES
 from janus.core.placing.contract import Activity, PlacingPolicy, PlacingRequest
+from janus.core.registry import MEMBER_ROLES, Registry
 from janus.core.roster import MemberRecord, roster
-from janus.messages.control import ClusterView, Failure, Identity, Register, Role, StatusReport
+from janus.messages.control import ClusterView, Failure, Register, Role, StatusReport
 
 __all__ = ["Membership", "ModelShape", "roster"]
 
@@ -50,7 +51,6 @@ FROZEN_S, FROZEN_MOST_S = 10.0, 300.0
 RECALL_S = 5.0
 #: Seconds after which whatever the cluster still waits for is logged, at first and then again.
 FIRST_REPORT_S, REPORT_EVERY_S = 2.0, 5.0
-_MEMBER_ROLES: tuple[Role, ...] = ("gateway", "attention", "expert")
 
 
 class Membership:
@@ -75,15 +75,13 @@ class Membership:
         policy, fill: see ``PlacementEpochs``.
         """
         self.heartbeat_s = heartbeat_s
-        self._expected: Counter[Role] = Counter(expected.values())
-        self._roster = dict(expected)
-        self._members: dict[str, MemberRecord] = {}
+        self._registry = Registry(expected)
         self._epochs = PlacementEpochs(shape, policy=policy, fill=fill)
         self._started = now
         self._report_at = now + FIRST_REPORT_S
         self._last_failure: tuple[str, str, float] | None = None
         self._version = first_version - 1
-        self._view = ClusterView(version=self._version, members=[], missing=list(self._roster), placement=None)
+        self._view = ClusterView(version=self._version, members=[], missing=list(self._registry.roster), placement=None)
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
@@ -95,46 +93,22 @@ class Membership:
     @property
     def expected(self) -> Mapping[Role, int]:
         """How many instances of each role there are to be."""
-        return self._expected
+        return self._registry.expected
 
     @property
     def missing(self) -> list[str]:
         """Instances of the roster that are not there, as many as there are too few; by role, in order."""
-        there = Counter(member.identity.role for member in self._members.values() if member.state != "failed")
-        missing: list[str] = []
-        for role in _MEMBER_ROLES:
-            lacking = self._expected[role] - there[role]
-            if lacking > 0:
-                names = [name for name, of in self._roster.items() if of == role and not self._is_there(name)]
-                missing += names[:lacking]
-        return missing
+        return self._registry.missing
 
     @property
     def waiting_for(self) -> list[str]:
         """Why there is no placement in force, or not yet the newest one: one sentence per cause."""
-        sentences = [f"{name} has not registered" for name in self.missing]
-        for epoch, names in self._epochs.waiting_for.items():
-            sentences += [f"{name} is loading the experts of epoch {epoch}" for name in names]
-        if self._epochs.problem:
-            sentences.append(self._epochs.problem)
-        if not sentences and not self._epochs.was_in_force and self._expected["expert"]:
-            sentences.append("the placement that an earlier controller had in force is being recalled")
-        return sentences
+        return standing.waiting_for(self._registry, self._epochs)
 
     @property
     def degraded(self) -> list[str]:
         """Why the cluster is not as it should be: one sentence per cause, empty when all is well."""
-        sentences = [f"{name} has not registered" for name in self.missing]
-        sentences += [text for text in (self._epochs.problem, self._epochs.stuck) if text]
-        for name, member in self._members.items():
-            if member.state != "failed" and member.load_problem:
-                sentences.append(f"{name} could not load its experts: {member.load_problem}")
-        sentences += [f"{name} is late for {by}" for name, by in sorted(self._suspected().items())]
-        table = self._epochs.in_force
-        if table is not None:
-            gone = [name for name in table.instances if not self._is_there(name)]
-            sentences += [f"{name} is gone, and others serve its experts" for name in gone]
-        return sentences
+        return standing.degraded(self._registry, self._epochs)
 
     def placing_request(self) -> PlacingRequest | None:
         """Return what to ask a policy, to find a better placement; ``None`` while the cluster is changing."""
@@ -142,13 +116,7 @@ class Membership:
 
     def batch(self) -> int:
         """Tokens of a decode step: streams per attention instance that has any, at least 1."""
-        running = [
-            member.heartbeat.running
-            for member in self._members.values()
-            if member.identity.role == "attention" and member.state != "failed" and member.heartbeat is not None
-        ]
-        busy = [count for count in running if count]
-        return max(1, round(sum(busy) / len(busy))) if busy else 1
+        return self._registry.batch()
 
     def use_activity(self, activity: Activity) -> None:
         """Place by ``activity`` from the next change on."""
@@ -156,11 +124,13 @@ class Membership:
 
     def report(self, now: float) -> StatusReport:
         """Return everything that ``janus status`` shows."""
-        beats = {name: member.heartbeat for name, member in self._members.items() if member.heartbeat is not None}
+        beats = {
+            name: member.heartbeat for name, member in self._registry.members.items() if member.heartbeat is not None
+        }
         return StatusReport(
             view=self._view,
             heartbeats=beats,
-            heartbeat_age_s={name: now - self._members[name].last_seen for name in beats},
+            heartbeat_age_s={name: now - self._registry.members[name].last_seen for name in beats},
             started_s=now - self._started,
             last_move=self._epochs.last_move,
             last_failure=self._failure(now),
@@ -200,13 +170,13 @@ class Membership:
     def _on_registered(self, event: Registered) -> list[Action]:
         identity, register = event.identity, event.register
         name = identity.instance
-        problem = self._misfit(identity)
+        problem = self._registry.misfit(identity)
         if problem:
             return [
                 SendFatal(instance=name, incarnation=identity.incarnation, problem=problem),
                 Log(level="error", event="registration_refused", fields={"instance": name, "problem": problem}),
             ]
-        known = self._members.get(name)
+        known = self._registry.members.get(name)
         if known is not None and known.state != "failed" and known.identity.incarnation != identity.incarnation:
             problem = (
                 f"an instance named {name} is registered already, at {known.register.host}:{known.register.port} "
@@ -220,7 +190,7 @@ class Membership:
         record = MemberRecord(identity, register, last_seen=event.now)
         if known is not None and known.identity.incarnation == identity.incarnation and known.state != "failed":
             record.state = known.state  # the same process over a new link
-        self._members[name] = record
+        self._registry.members[name] = record
         self._epochs.saw_epoch(register.loaded_epoch)
         recalled = self._recall(register)
         fields: dict[str, object] = {"instance": name, "role": identity.role, "again": known is not None}
@@ -243,7 +213,7 @@ class Membership:
         return []
 
     def _on_heartbeat(self, event: HeartbeatSeen) -> list[Action]:
-        member = self._live(event.instance, event.incarnation)
+        member = self._registry.live(event.instance, event.incarnation)
         if member is None:
             return []
         beat = event.heartbeat
@@ -268,14 +238,14 @@ class Membership:
         return [*actions, *self._publish()] if actions or changed or retires else []
 
     def _on_link_lost(self, event: LinkLost) -> list[Action]:
-        member = self._live(event.instance, event.incarnation)
+        member = self._registry.live(event.instance, event.incarnation)
         if member is None:
             return []
         why = "it has left" if member.state == "draining" else "its link was lost"
         return self._fail(event.instance, why, event.now)
 
     def _on_leave(self, event: LeaveSeen) -> list[Action]:
-        member = self._live(event.instance, event.incarnation)
+        member = self._registry.live(event.instance, event.incarnation)
         if member is None or member.state == "draining":
             return []
         member.state = "draining"
@@ -286,9 +256,8 @@ class Membership:
         ]
 
     def _on_expected(self, event: ExpectedSet) -> list[Action]:
-        self._expected = Counter({"gateway": event.gateways, "attention": event.attention, "expert": event.experts})
-        self._roster = roster(attention=event.attention, experts=event.experts, gateways=event.gateways)
-        fields: dict[str, object] = {role: self._expected[role] for role in _MEMBER_ROLES}
+        self._registry.resize(gateways=event.gateways, attention=event.attention, experts=event.experts)
+        fields: dict[str, object] = {role: self._registry.expected[role] for role in MEMBER_ROLES}
         return [
             Log(level="info", event="cluster_size_set", fields=fields),
             *self._reconcile(event.now),
@@ -296,7 +265,7 @@ class Membership:
         ]
 
     def _on_loaded(self, event: PlacementLoadedSeen) -> list[Action]:
-        member = self._live(event.instance, event.incarnation)
+        member = self._registry.live(event.instance, event.incarnation)
         if member is None:
             return []
         message = event.message
@@ -324,11 +293,13 @@ class Membership:
     def _on_tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
         limit = SILENT_AFTER_HEARTBEATS * self.heartbeat_s
-        for name, member in tuple(self._members.items()):
+        for name, member in tuple(self._registry.members.items()):
             if member.state != "failed" and now - member.last_seen > limit:
                 actions += self._fail(name, f"no heartbeat for {now - member.last_seen:.1f} s", now)
         actions += self._judge_suspects(now)
-        thawed = [member for member in self._members.values() if member.frozen_until and now >= member.frozen_until]
+        thawed = [
+            member for member in self._registry.members.values() if member.frozen_until and now >= member.frozen_until
+        ]
         for member in thawed:
             member.frozen_until = 0.0
         if thawed or (not self._epochs.was_in_force and now - self._started > RECALL_S):
@@ -344,31 +315,12 @@ class Membership:
 
     # -- parts -----------------------------------------------------------------------------------------------------
 
-    def _is_there(self, name: str) -> bool:
-        member = self._members.get(name)
-        return member is not None and member.state != "failed"
-
-    def _live(self, name: str, incarnation: str) -> MemberRecord | None:
-        """Return the member that an event is about, ``None`` if that process is not registered (any more)."""
-        member = self._members.get(name)
-        if member is None or member.state == "failed" or incarnation not in ("", member.identity.incarnation):
-            return None
-        return member
-
-    def _misfit(self, identity: Identity) -> str:
-        if identity.role not in _MEMBER_ROLES:
-            return f"a {identity.role} does not register; only {', '.join(_MEMBER_ROLES)} instances do"
-        expected = self._roster.get(identity.instance, identity.role)
-        if identity.role != expected:
-            return f"{identity.instance} is expected to be of role {expected}, this one is {identity.role}; rename it"
-        return ""
-
     def _fail(self, name: str, why: str, now: float) -> list[Action]:
-        member = self._members[name]
+        member = self._registry.members[name]
         left = member.state == "draining"
         member.state = "failed"
-        if name not in self._roster:
-            del self._members[name]
+        if name not in self._registry.roster:
+            del self._registry.members[name]
         if not left:
             self._last_failure = (name, why, now)
         fields: dict[str, object] = {"instance": name, "why": why}
@@ -379,64 +331,28 @@ class Membership:
             *self._publish(),
         ]
 
-    def _suspected(self) -> dict[str, str]:
-        """{expert instance: an attention instance that waits for its answers in vain}."""
-        return {
-            suspect: name
-            for name, member in self._members.items()
-            if member.state != "failed" and member.heartbeat is not None
-            for suspect in member.heartbeat.suspects
-            if self._is_there(suspect)
-        }
-
     def _judge_suspects(self, now: float) -> list[Action]:
         """An instance that is late for others and silent here hangs: it is given up sooner than by silence alone."""
         limit = SILENT_AFTER_HEARTBEATS_IF_SUSPECTED * self.heartbeat_s
         actions: list[Action] = []
-        for name, by in self._suspected().items():
-            silent = now - self._members[name].last_seen
-            if silent > limit and self._is_there(name):
+        for name, by in self._registry.suspected().items():
+            silent = now - self._registry.members[name].last_seen
+            if silent > limit and self._registry.is_there(name):
                 actions += self._fail(name, f"no heartbeat for {silent:.1f} s, and it is late for {by}", now)
         return actions
 
     def _oldest_epoch(self) -> int:
-        """The oldest epoch that a dispatch of any attention instance may still name."""
+        """The oldest epoch that a dispatch may still name; 0 before any was in force."""
         in_force = self._epochs.placement
-        if in_force is None:
-            return 0
-        reported = (
-            member.heartbeat.oldest_epoch
-            for member in self._members.values()
-            if member.state != "failed" and member.heartbeat is not None and member.heartbeat.oldest_epoch
-        )
-        return min(reported, default=in_force.epoch)
+        return 0 if in_force is None else self._registry.oldest_epoch(in_force=in_force.epoch)
 
     def _reconcile(self, now: float, role: Role = "expert") -> list[Action]:
         """Let the placement follow, when the change was about an expert instance, or nothing is in force yet."""
         if role != "expert" and self._epochs.was_in_force:
             return []
-        experts = sorted(
-            (m for m in self._members.values() if m.identity.role == "expert" and m.state != "failed"),
-            key=lambda member: member.order,
-        )
-        candidates = [
-            Candidate(
-                name=member.identity.instance,
-                incarnation=member.identity.incarnation,
-                node=member.identity.node,
-                slots=member.register.slots,
-                capacity=member.register.capacity,
-                speed=member.register.speed,
-                loaded_epoch=member.loaded_epoch,
-                loaded_epochs=tuple(member.register.loaded_epochs),
-                # A draining instance serves on in the placement in force, and has no part in a new one.
-                wanted=member.state != "draining",
-                frozen=now < member.frozen_until,
-            )
-            for member in experts
-        ]
+        candidates = self._registry.candidates(now)
         wanted = sum(candidate.wanted for candidate in candidates)
-        complete = wanted >= max(1, self._expected["expert"]) and self._may_start(candidates, now)
+        complete = wanted >= max(1, self._registry.expected["expert"]) and self._may_start(candidates, now)
         # Instances that are gone, or leave, must not keep a controller that has restarted from taking over.
         recalled = bool(wanted) and now - self._started > RECALL_S
         actions = self._epochs.reconcile(candidates, complete=complete, now=now, recalled=recalled)
@@ -453,14 +369,13 @@ class Membership:
         """Whether a first placement may be made: not while a cluster that serves may still tell which one it has."""
         if self._epochs.knows or all(candidate.loaded_epoch == 0 for candidate in candidates):
             return True
-        there = sum(m.identity.role == "attention" and m.state != "failed" for m in self._members.values())
-        return there >= self._expected["attention"] or now - self._started > RECALL_S
+        there = self._registry.count("attention")
+        return there >= self._registry.expected["attention"] or now - self._started > RECALL_S
 
     def _publish(self, *, even_unchanged: bool = False) -> list[Action]:
         """Return the view if it differs from the last one."""
-        records = sorted(self._members.values(), key=lambda record: record.order)
-        members = [record.message for record in records]
-        missing, placement, oldest = self.missing, self._epochs.in_force, self._oldest_epoch()
+        members, missing = self._registry.messages(), self.missing
+        placement, oldest = self._epochs.in_force, self._oldest_epoch()
         old = self._view
         unchanged = (members, missing, oldest) == (old.members, old.missing, old.oldest_epoch)
         if not even_unchanged and unchanged and placement is old.placement:
