@@ -7,42 +7,18 @@ epochs, in several. See docs/elasticity.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
+from janus.core.epoch import Epoch, is_same, without_leavers
 from janus.core.goals import Candidate, Goal, Goals, ModelShape
 from janus.core.membership_events import Action, Log, SendLoad
-from janus.core.placement import EMPTY, Placement
+from janus.core.placement import Placement
 from janus.core.placing.contract import Activity, Held, Host, PlacingPolicy, PlacingRequest
 from janus.core.placing.slotting import next_step
 from janus.messages.control import Move, PlacementTable
-
-
-@dataclass(slots=True, eq=False)
-class _Epoch:
-    """One issued placement and who has not loaded it yet."""
-
-    placement: Placement
-    #: {instance: incarnation} that it was planned for.
-    holders: dict[str, str]
-    issued_at: float
-    table: PlacementTable = field(init=False)
-    waiting_for: set[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.table = self.placement.to_table()
-        self.waiting_for = set(self.holders)
-
-    @property
-    def number(self) -> int:
-        return self.placement.epoch
-
-    def gone(self, alive: Mapping[str, str]) -> frozenset[str]:
-        """Its instances that are not there any more, or only as another process."""
-        return frozenset(name for name, incarnation in self.holders.items() if alive.get(name) != incarnation)
 
 
 class PlacementEpochs:
@@ -56,10 +32,10 @@ class PlacementEpochs:
         self._goals = Goals(shape, policy=policy, fill=fill)
         self._last_number = 0
         self._candidates: dict[str, Candidate] = {}
-        self._in_force: _Epoch | None = None
+        self._in_force: Epoch | None = None
         #: Were in force before, and a dispatch may still name them.
-        self._older: list[_Epoch] = []
-        self._pending: _Epoch | None = None
+        self._older: list[Epoch] = []
+        self._pending: Epoch | None = None
         self._goal: Goal | None = None
         #: The newest placement that attention instances used before this controller was started.
         self._known: Placement | None = None
@@ -81,7 +57,7 @@ class PlacementEpochs:
     @property
     def in_force(self) -> PlacementTable | None:
         """The table that dispatches may use now; instances in it that are gone are to be planned without."""
-        return self._in_force.table if self._in_force is not None and self._is_covered(self._in_force) else None
+        return self._in_force.table if self._in_force is not None and self._in_force.is_covered(self._alive) else None
 
     @property
     def was_in_force(self) -> bool:
@@ -231,13 +207,9 @@ class PlacementEpochs:
     def _alive(self) -> dict[str, str]:
         return {name: candidate.incarnation for name, candidate in self._candidates.items()}
 
-    def _named(self) -> list[_Epoch]:
+    def _named(self) -> list[Epoch]:
         """The epochs that a dispatch may name, in order."""
         return [*self._older, *([self._in_force] if self._in_force is not None else [])]
-
-    def _is_covered(self, epoch: _Epoch) -> bool:
-        gone = epoch.gone(self._alive)
-        return not gone or epoch.placement.without(gone) is not None
 
     def _returned(self) -> bool:
         return self._in_force is not None and not self._in_force.gone(self._alive)
@@ -255,20 +227,20 @@ class PlacementEpochs:
         there = {name for name, incarnation in holders.items() if incarnation}
         if not complete and len(there) < len(known.instances):
             return []
-        epoch = _Epoch(known, {name: holders.get(name, "") for name in known.instances}, now)
+        epoch = Epoch(known, {name: holders.get(name, "") for name in known.instances}, now)
         epoch.waiting_for.clear()
         self._enforce(epoch)
         self._goals.slots = known.slots_per_instance
         return [_log("placement_adopted", epoch)]
 
-    def _know_again(self, epoch: _Epoch) -> None:
+    def _know_again(self, epoch: Epoch) -> None:
         """One that was not there when ``epoch`` was adopted has come, and has what it had."""
         for name, incarnation in epoch.holders.items():
             candidate = self._candidates.get(name)
             if not incarnation and candidate is not None and epoch.number in candidate.loaded_epochs:
                 epoch.holders[name] = candidate.incarnation
 
-    def _enforce(self, epoch: _Epoch) -> None:
+    def _enforce(self, epoch: Epoch) -> None:
         if self._in_force is not None:
             self._older.append(self._in_force)
         self._in_force = epoch
@@ -314,7 +286,7 @@ class PlacementEpochs:
         if planned and {host.name for host in hosts} - planned:
             return self._aim("join", hosts)  # somebody came, perhaps the lost one: no need to wait
         known = self.problem
-        self._goal = self._goals.mend(self._renamed(self._in_force), hosts, now)
+        self._goal = self._goals.mend(self._in_force.renamed(self._alive), hosts, now)
         return self._told(known)
 
     def _told(self, known: str) -> list[Action]:
@@ -324,15 +296,7 @@ class PlacementEpochs:
         return [Log(level="error", event="placement_infeasible", fields={"problem": self.problem})]
 
     def _current(self) -> Placement | None:
-        return None if self._in_force is None else self._renamed(self._in_force)
-
-    def _renamed(self, epoch: _Epoch) -> Placement:
-        """The placement with those that are gone under names that nobody has: a restarted instance holds nothing."""
-        gone = epoch.gone(self._alive)
-        if not gone:
-            return epoch.placement
-        names = tuple(f"{name} (gone)" if name in gone else name for name in epoch.placement.instances)
-        return replace(epoch.placement, instances=names)
+        return None if self._in_force is None else self._in_force.renamed(self._alive)
 
     def _advance(self, now: float) -> list[Action]:
         """Issue the next epoch on the way to the goal, if there is one."""
@@ -355,12 +319,12 @@ class PlacementEpochs:
             ),
             current=newest,
             # By one that has lost an expert nothing can be dispatched: its slots may be taken over.
-            in_use=[self._renamed(epoch) for epoch in self._named() if self._is_covered(epoch)],
+            in_use=[epoch.renamed(self._alive) for epoch in self._named() if epoch.is_covered(self._alive)],
             capacities={host.name: host.capacity for host in goal.hosts},
         )
         self.stuck = ""
-        placement = None if step is None else _stripped(step.placement, goal.held)
-        if step is None or placement is None or (newest is not None and _same(placement, newest)):
+        placement = None if step is None else without_leavers(step.placement, goal.held)
+        if step is None or placement is None or (newest is not None and is_same(placement, newest)):
             goal.reached = step is not None and step.complete
             if not goal.reached and not self._older:
                 self.stuck = "no slot is spare to move replicas through; give expert instances more slots"
@@ -371,7 +335,7 @@ class PlacementEpochs:
         goal.reached = step.complete
         self._last_number = placement.epoch
         holders = {name: self._candidates[name].incarnation for name in placement.instances}
-        epoch = self._pending = _Epoch(placement, holders, now)
+        epoch = self._pending = Epoch(placement, holders, now)
         self.last_move = Move(
             epoch=placement.epoch,
             reason=goal.reason,
@@ -388,28 +352,6 @@ class PlacementEpochs:
             self.last_move = msgspec.structs.replace(self.last_move, outcome=outcome, seconds=seconds, problem=problem)
 
 
-def _stripped(placement: Placement, wanted: Collection[str]) -> Placement:
-    """``placement`` without the instances that are to leave and hold nothing any more."""
-    kept = [
-        i
-        for i, name in enumerate(placement.instances)
-        if name in wanted or any(expert != EMPTY for layer in placement.slots for expert in layer[i])
-    ]
-    if len(kept) == len(placement.instances):
-        return placement
-    return Placement(
-        epoch=placement.epoch,
-        num_experts=placement.num_experts,
-        instances=tuple(placement.instances[i] for i in kept),
-        slots=tuple(tuple(layer[i] for i in kept) for layer in placement.slots),
-        nodes=tuple(placement.nodes[i] for i in kept) if placement.nodes else (),
-    )
-
-
-def _same(one: Placement, other: Placement) -> bool:
-    return (one.instances, one.slots, one.nodes) == (other.instances, other.slots, other.nodes)
-
-
-def _log(event: str, epoch: _Epoch, **more: object) -> Log:
+def _log(event: str, epoch: Epoch, **more: object) -> Log:
     fields: dict[str, object] = {"epoch": epoch.number, "experts": list(epoch.holders), **more}
     return Log(level="info", event=event, fields=fields)
