@@ -94,13 +94,12 @@ async def run(
         async with cluster(arguments) as (url, directory, state):
             watch = Watch(directory, quotas)
             watch.look()
-            watching = asyncio.create_task(watch.run(), name="watch")
-            try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(watch.run(), name="watch")
                 await replay(url, workload.between(0.0, settle_s), slo_tpot_s=slo_tpot_s)  # everything is warm then
                 watch.begin()
                 began = time.time()
                 outcome = await replay(url, workload, slo_tpot_s=slo_tpot_s)
-            finally:
                 watching.cancel()
             decisions = await _decisions(state, began)
     return Run(

@@ -7,8 +7,7 @@ placement; what is loaded counts for all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 from janus.core.membership import Membership, ModelShape, roster
 from janus.core.membership_events import (
@@ -29,9 +28,6 @@ from janus.core.scaling.contract import Counts
 from janus.errors import ConfigError
 from janus.messages.control import (
     ClusterView,
-    Heartbeat,
-    Identity,
-    InstanceState,
     PlacementLoaded,
     PlacementTable,
     Register,
@@ -39,48 +35,10 @@ from janus.messages.control import (
 )
 from janus.simulation.agenda import Agenda
 from janus.simulation.config import ClusterConfig
+from janus.simulation.process import Hooks, Process
 
 #: How often an expert instance that leaves looks whether anybody needs it still.
 _LOOK_EVERY_S = 1.0
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Process:
-    """One instance from launch to end."""
-
-    role: Role
-    name: str
-    node: str
-    incarnation: str
-    launched_s: float
-    registered: bool = False
-    #: Attention instances: its weights are loaded.
-    loaded_weights: bool = False
-    state: InstanceState = "joining"
-    draining: bool = False
-    #: Expert instances: epochs whose replicas are loaded, the replicas, and when it is through with loading.
-    epochs: list[int] = field(default_factory=list)
-    held: set[int] = field(default_factory=set)
-    busy_until: float = 0.0
-    #: Its last heartbeat, and what it was about: most are alike.
-    said: tuple[tuple[InstanceState, int, int], Heartbeat] | None = None
-    #: Attention instances: the epochs that a dispatch may name, by when the last of an older one has ended.
-    names: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
-class Hooks:
-    """Who hears of what: names of attention instances that serve or end, views, and experts that come and go."""
-
-    attention_up: Callable[[str], None]
-    attention_down: Callable[[str], None]
-    attention_drains: Callable[[str], None]
-    is_idle: Callable[[str], bool]
-    on_view: Callable[[ClusterView], None]
-    #: An expert instance has died, of those in the placement in force; what that means for it has been told before.
-    expert_lost: Callable[[], None]
-    #: Expert instances that serve; 0 while some expert is nowhere.
-    experts_serving: Callable[[int], None]
 
 
 class ControlPlane:
@@ -116,9 +74,10 @@ class ControlPlane:
             ConfigError: it cannot hold the model.
         """
         self._launch("gateway", "gateway-0")
-        for role, count in (("expert", self.wanted.experts), ("attention", self.wanted.attention)):
+        counts: tuple[tuple[Role, int], ...] = (("expert", self.wanted.experts), ("attention", self.wanted.attention))
+        for role, count in counts:
             for index in range(count):
-                self._launch(role, f"{role}-{index}")  # type: ignore[arg-type]
+                self._launch(role, f"{role}-{index}")
         self._agenda.run(0.0)
         if self.membership.view.placement is None:
             raise ConfigError("experts", "; ".join(self.membership.waiting_for), "change the number of instances")
@@ -153,7 +112,7 @@ class ControlPlane:
         for process in struck:
             self._end(process)
             if back_s is not None:
-                self._agenda.after(back_s, lambda process=process: self._relaunch(process))  # type: ignore[misc]
+                self._agenda.after(back_s, partial(self._relaunch, process))
         return tuple(process.name for process in struck)
 
     # -- what is known ---------------------------------------------------------------------------------------------
@@ -217,22 +176,15 @@ class ControlPlane:
 
     def _report(self, process: Process) -> None:
         now = self._agenda.now
-        oldest = min((epoch for epoch, until in process.names.items() if until > now), default=0)
-        state: InstanceState = "draining" if process.draining else process.state
-        loaded = process.epochs[-1] if process.epochs else 0
-        if process.said is None or process.said[0] != (state, loaded, oldest):
-            heartbeat = Heartbeat(state=state, loaded_epoch=loaded, oldest_epoch=oldest)
-            process.said = ((state, loaded, oldest), heartbeat)
-        name, incarnation = process.name, process.incarnation
-        self.feed(HeartbeatSeen(instance=name, heartbeat=process.said[1], incarnation=incarnation, now=now))
+        beat = process.heartbeat(now)
+        self.feed(HeartbeatSeen(instance=process.name, heartbeat=beat, incarnation=process.incarnation, now=now))
 
     def _on_view(self, view: ClusterView) -> None:
         placement, now = view.placement, self._agenda.now
         if placement is not None:
             for process in self.processes.values():
-                if process.role == "attention" and placement.epoch not in process.names:
-                    # Dispatches of the epoch before are answered within a layer's time.
-                    process.names = {**dict.fromkeys(list(process.names)[-1:], now + 0.1), placement.epoch: 1e18}
+                if process.role == "attention":
+                    process.dispatches_by(placement.epoch, now)
         self._hooks.experts_serving(self._experts_serving())
         self._hooks.on_view(view)
         if placement is not None:
@@ -274,18 +226,11 @@ class ControlPlane:
         if not self._is_alive(process):
             return
         process.registered = True
-        identity = Identity(
-            protocol=1,
-            role=process.role,
-            instance=process.name,
-            node=process.node,
-            incarnation=process.incarnation,
-        )
         capacity = self._config.slots if process.role == "expert" else 0
         register = Register(host="", port=0, pid=0, capacity=capacity)
         if process.role != "attention":
             process.state = "ready"
-        self.feed(Registered(identity=identity, register=register, now=self._agenda.now))
+        self.feed(Registered(identity=process.identity, register=register, now=self._agenda.now))
         self._report(process)
         if process.role == "attention":
             config = self._config
@@ -312,17 +257,16 @@ class ControlPlane:
         if process is None:
             return
         config = self._config
-        mine = {expert for expert in table.slots[0][table.instances.index(name)] if expert >= 0}
-        nbytes = len(mine - process.held) * config.model.expert_bytes * config.model.moe_layers
+        mine, missing = process.takes(table)
+        nbytes = missing * config.model.expert_bytes * config.model.moe_layers
         device = config.deployment(1, 1).expert_device
         begin = max(self._agenda.now, process.busy_until)
         process.busy_until = begin if self._starting else begin + nbytes / device.load_bytes_s
-        process.held |= mine
 
         def done() -> None:
             if not self._is_alive(process):
                 return
-            process.epochs = [*process.epochs, table.epoch][-16:]
+            process.has_loaded(table.epoch)
             message = PlacementLoaded(epoch=table.epoch, replicas=len(mine), bytes_read=round(nbytes), seconds=0.0)
             self.feed(
                 PlacementLoadedSeen(

@@ -19,9 +19,10 @@ from janus.messages.control import ClusterView
 from janus.simulation.agenda import Agenda
 from janus.simulation.attention import AttentionInstance
 from janus.simulation.config import ClusterConfig, Fault, Slo
-from janus.simulation.control import ControlPlane, Hooks
+from janus.simulation.control import ControlPlane
 from janus.simulation.gateway import Gateway
 from janus.simulation.observing import Observer
+from janus.simulation.process import Hooks
 from janus.simulation.records import Records, SizeChange, Struck
 from janus.simulation.report import Report
 from janus.simulation.scaler import Scaler
