@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict, dataclass
-from itertools import accumulate
+from dataclasses import asdict
 
 import structlog
 import torch
@@ -14,7 +13,7 @@ from janus.config.options import LoadSource
 from janus.core.expert_queue import LayerQueues
 from janus.core.load_source import RateLimit
 from janus.errors import DispatchError, InstanceLost, LinkBusy, LinkError, ReplicaMissing
-from janus.exchange.layout import check_dispatch, check_ungated, dtype_code, matrix
+from janus.exchange.layout import check_dispatch, check_ungated, dtype_code
 from janus.exchange.packing import packing_for
 from janus.messages import Message
 from janus.messages.control import (
@@ -30,13 +29,14 @@ from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
 from janus.model.experts import ExpertBank
 from janus.model.gate import Gates
+from janus.runtime.expert_compute import ExpertCompute, Waiting
 from janus.runtime.expert_gate import ExpertGate
 from janus.runtime.relay import Relay, RelayJob
 from janus.runtime.replica_fetch import Reach
 from janus.runtime.replica_offers import ReplicaOffers
 from janus.runtime.replica_slots import MakeBank, ReplicaSlots
 from janus.runtime.replica_sources import ReplicaSources
-from janus.runtime.shares import NodeView, Share, node_share, own_share
+from janus.runtime.shares import NodeView, node_share, own_share
 from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
 
@@ -45,34 +45,6 @@ log = structlog.get_logger()
 _MAX_WAITING = 4096
 _MAX_ROWS_TOGETHER = 16384
 _VIEWS_KEPT = 4
-
-
-@dataclass(slots=True)
-class ExpertTimes:
-    """What an expert instance has done since its start; times in nanoseconds."""
-
-    dispatches: int = 0
-    rows: int = 0
-    #: Grouped computations; ``dispatches / groups`` is how many dispatches one read of the weights served.
-    groups: int = 0
-    activated: int = 0
-    #: In the queue, summed over dispatches.
-    queued_ns: int = 0
-    compute_ns: int = 0
-    reply_ns: int = 0
-    rejected: int = 0
-
-
-@dataclass(slots=True)
-class _Waiting:
-    link: Link
-    frame: InFrame
-    share: Share
-    arrived_ns: int
-    #: Of the replicas, when the share was checked against them.
-    generation: int
-    #: Where the partial sums go when other instances of the node compute the rest.
-    job: RelayJob | None = None
 
 
 class ExpertEngine:
@@ -106,7 +78,6 @@ class ExpertEngine:
         self._config = config
         self._dtype = dtype
         self._code = dtype_code(dtype)
-        self._device = device
         self._sources = ReplicaSources(
             checkpoint=checkpoint, own=instance, reach=reach, source=load_source, bytes_per_s=load_rate
         )
@@ -118,7 +89,7 @@ class ExpertEngine:
             generation=lambda: self._replicas.generation,
             limit=RateLimit(load_rate),
         )
-        self._queues: LayerQueues[_Waiting] = LayerQueues(
+        self._queues: LayerQueues[Waiting] = LayerQueues(
             max_dispatches=_MAX_WAITING, max_rows_together=_MAX_ROWS_TOGETHER
         )
         packing = packing_for(dtype, device)
@@ -135,7 +106,8 @@ class ExpertEngine:
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self.times = ExpertTimes()
+        self._compute = ExpertCompute(self._replicas, device, self._reply)
+        self.times = self._compute.times
 
     @property
     def loaded_epoch(self) -> int:
@@ -214,7 +186,7 @@ class ExpertEngine:
         self._idle.clear()
         self._schedule()
 
-    def _take(self, link: Link, frame: InFrame) -> _Waiting | None:
+    def _take(self, link: Link, frame: InFrame) -> Waiting | None:
         """Return this instance's share of a dispatch, having forwarded the others'; ``None`` when it has none.
 
         Raises:
@@ -241,7 +213,7 @@ class ExpertEngine:
             job = self.relay.begin(link, frame, names)
             if self._instance not in names:
                 return None
-        return _Waiting(link, frame, share, time.perf_counter_ns(), self._replicas.generation, job)
+        return Waiting(link, frame, share, time.perf_counter_ns(), self._replicas.generation, job)
 
     def _view(self, epoch: int) -> NodeView:
         view = self._views.get(epoch)
@@ -323,7 +295,7 @@ class ExpertEngine:
                 live.append(waiting)
         if live:
             try:
-                self._compute(layer, live)
+                self._compute.run(layer, live)
             except Exception as error:
                 # A bug or a device error: whoever waits is told at once, and the server goes on.
                 log.exception("compute_failed", layer=layer, dispatches=len(live))
@@ -335,7 +307,7 @@ class ExpertEngine:
         else:
             self._idle.set()
 
-    def _still_there(self, waiting: _Waiting) -> bool:
+    def _still_there(self, waiting: Waiting) -> bool:
         """Whether its replicas are those that it was checked against; if not, it is rejected.
 
         A placement that was loaded meanwhile may have put other experts into its slots.
@@ -348,88 +320,7 @@ class ExpertEngine:
             return False
         return True
 
-    def _compute(self, layer: int, group: list[_Waiting]) -> None:
-        bank = self._replicas.bank
-        assert bank is not None  # a dispatch is queued only when its slots are loaded
-        started = time.perf_counter_ns()
-        times = self.times
-        times.groups += 1
-        for waiting in group:
-            times.dispatches += 1
-            times.rows += waiting.share.rows
-            times.queued_ns += started - waiting.arrived_ns
-        if len(group) == 1:
-            self._compute_one(bank, layer, group[0], started)
-            return
-        shares = [waiting.share for waiting in group]
-        if bank.takes_addresses:
-            frames, times.activated = self._forward(bank, layer, group), times.activated + self._distinct(shares)
-        else:
-            x_NH, slots_NK, weights_NK = Share.joined(shares, self._device)
-            y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
-            times.activated += bank.activated(slots_NK)
-            ends = list(accumulate(share.rows for share in shares))
-            frames = [self._answer(w, y_NH[end - w.share.rows : end]) for w, end in zip(group, ends, strict=True)]
-        computed = time.perf_counter_ns()
-        times.compute_ns += computed - started
-        for waiting, frame in zip(group, frames, strict=True):
-            self._reply(layer, waiting, frame, computed - started)
-        times.reply_ns += time.perf_counter_ns() - computed
-
-    @staticmethod
-    def _forward(bank: ExpertBank, layer: int, group: list[_Waiting]) -> list[OutFrame]:
-        """Compute several dispatches as one, from the frames that came into those that go back."""
-        shares = [waiting.share for waiting in group]
-        frames = [waiting.link.allocate(waiting.share.answer_nbytes) for waiting in group]
-        top_k = shares[0].top_k
-        if any(share.top_k != top_k for share in shares):
-            raise ValueError(f"dispatches with K of {sorted({share.top_k for share in shares})} wait for one layer")
-        bank.forward_joint(
-            layer,
-            [share.rows for share in shares],
-            top_k,
-            x=[share.x_address for share in shares],
-            slots=[share.slots_address for share in shares],
-            weights=[share.weights_address for share in shares],
-            out=[frame.address for frame in frames],
-        )
-        return frames
-
-    def _distinct(self, shares: list[Share]) -> int:
-        """Return how many distinct experts ``shares`` activate together."""
-        return self._replicas.distinct([(share.slots_address, share.rows * share.top_k) for share in shares])
-
-    def _compute_one(self, bank: ExpertBank, layer: int, waiting: _Waiting, started: int) -> None:
-        share = waiting.share
-        if bank.takes_addresses:
-            # The common case at decode: from the frame that came straight into the frame that goes back.
-            frame = waiting.link.allocate(share.answer_nbytes)
-            bank.forward_at(
-                layer,
-                share.rows,
-                share.top_k,
-                x=share.x_address,
-                slots=share.slots_address,
-                weights=share.weights_address,
-                out=frame.address,
-            )
-        else:
-            x_NH, slots_NK, weights_NK = (view.to(self._device) for view in share.views())
-            y_NH = bank.forward(layer, x_NH, slots_NK, weights_NK)
-            frame = self._answer(waiting, y_NH)
-        computed = time.perf_counter_ns()
-        self._reply(layer, waiting, frame, computed - started)
-        self.times.compute_ns += computed - started
-        self.times.reply_ns += time.perf_counter_ns() - computed
-        self.times.activated += share.activated
-
-    @staticmethod
-    def _answer(waiting: _Waiting, y_NH: torch.Tensor) -> OutFrame:
-        frame = waiting.link.allocate(waiting.share.answer_nbytes)
-        matrix(frame.payload, y_NH.shape[0], y_NH.shape[1], y_NH.dtype).copy_(y_NH)
-        return frame
-
-    def _reply(self, layer: int, waiting: _Waiting, frame: OutFrame, elapsed_ns: int) -> None:
+    def _reply(self, layer: int, waiting: Waiting, frame: OutFrame, elapsed_ns: int) -> None:
         link, header = waiting.link, waiting.frame.header
         if waiting.job is not None:
             waiting.frame.release()
