@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import json
+import os
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Coroutine
@@ -24,6 +28,8 @@ from typing import Any
 import structlog
 import torch
 import uvloop
+from benchmarks.serving.machine import commit, hardware
+from benchmarks.serving.worker import REPOSITORY
 
 from janus.exchange.layout import DispatchLayout, dtype_code
 from janus.messages import PROTOCOL_VERSION
@@ -183,14 +189,14 @@ async def measure(checkpoint: Checkpoint, runs: int) -> dict[str, Any]:
     )
     world = World(serving, other, stream)
     worst: dict[str, list[float]] = {"idle": [], "load_from_disk": [], "give_back": [], "send_to_peer": []}
-    speeds: dict[str, list[float]] = {"load_from_disk": [], "send_to_peer": []}
+    reports: dict[str, list[PlacementLoaded]] = {"load_from_disk": [], "send_to_peer": []}
     for _ in range(runs):
         worst["idle"].append((await world.worst_ms(idle()))[0])
         for name, engine, held in (("load_from_disk", serving, (EXPERTS, 0)), ("send_to_peer", other, (half, half))):
             ms, report = await world.worst_ms(engine.load(world.next(*held)))
             assert report is not None
             worst[name].append(ms)
-            speeds[name].append((report.bytes_read + report.bytes_from_peers) / report.seconds / 1e6)
+            reports[name].append(report)
             ms, _ = await world.worst_ms(give_back(engine, world.epoch + 1))
             if engine is serving:
                 worst["give_back"].append(ms)
@@ -204,7 +210,15 @@ async def measure(checkpoint: Checkpoint, runs: int) -> dict[str, Any]:
             name: {"best": round(min(values), 2), "median": round(statistics.median(values), 2)}
             for name, values in worst.items()
         },
-        "mb_per_s": {name: round(statistics.median(values), 1) for name, values in speeds.items()},
+        # While dispatches are served, which have the same cores.
+        "mb_per_s": {
+            name: round(statistics.median((r.bytes_read + r.bytes_from_peers) / r.seconds for r in each) / 1e6, 1)
+            for name, each in reports.items()
+        },
+        "ms_per_replica": {
+            name: round(statistics.median(r.seconds for r in each) * 1e3 / (LAYERS * half), 3)
+            for name, each in reports.items()
+        },
     }
 
 
@@ -235,7 +249,13 @@ def main() -> None:
         results.append({"hidden": hidden, "width": width, "replicas": LAYERS * EXPERTS // 2, **figures})
         print(json.dumps(results[-1], indent=2))
     if given.write:
-        RESULT.write_text(json.dumps({"runs": given.runs, "shapes": results}, indent=2) + "\n")
+        about = {
+            "command": shlex.join(["python", "-m", "benchmarks.loading", *sys.argv[1:]]),
+            "commit": commit(REPOSITORY),
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "hardware": hardware(len(os.sched_getaffinity(0))),
+        }
+        RESULT.write_text(json.dumps({"runs": given.runs, "shapes": results, **about}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Schedule:
     max_batches: int = 5
     #: How often a cell is measured again when others used twice the cores that count as quiet.
     retries: int = 2
+    #: Whether to look where a cluster's steps spend their time, after the measurement.
+    breakdowns: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class Campaign:
                     for engine in running[shift:] + running[:shift]:
                         self._measure_cell(engine, concurrency, number)
             for engine in running:
-                if isinstance(engine, JanusEngine):
+                if isinstance(engine, JanusEngine) and self.schedule.breakdowns:
                     self._look_inside(engine)
         finally:
             for engine in running:

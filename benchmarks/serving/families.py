@@ -1,7 +1,8 @@
 """``python -m benchmarks.serving.families``: every model family beside transformers, on a random checkpoint of each.
 
 A cluster of one attention and one expert instance and transformers' generate are up at once, on the same cores, and
-take turns, as in ``python -m benchmarks.serving``; docs/performance.md says how a cell is measured.
+take turns, as in ``python -m benchmarks.serving``; docs/performance.md says how a cell is measured. All families take
+about ten minutes.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def main() -> int:
                 schedule=Schedule(
                     concurrencies=tuple(given.concurrency),
                     rounds=1 if given.quick else given.rounds,
-                    min_cell_s=0.5 if given.quick else 2.0,
+                    min_cell_s=0.5 if given.quick else 1.5,
                     max_batches=2 if given.quick else 5,
+                    breakdowns=False,
                 ),
                 patience=patience,
                 client_pid=client.pid,
@@ -65,6 +67,7 @@ def main() -> int:
             )
             campaign.measure()
             summaries[family] = summary(campaign)
+            print(f"{family}: {json.dumps(summaries[family].get('vs_transformers'))} x transformers", file=sys.stderr)
             given.output.write_text(json.dumps(result_of(summaries, given, cores), indent=1) + "\n")
     finally:
         client.close()
@@ -101,7 +104,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="measurements of each cell, interleaved (default: 3)")
     add("--output-tokens", type=int, default=64, help="per request (default: 64)")
     add("--threads", type=int, default=0, help="threads per attention and expert instance (default: as janus up)")
-    add("--patience", type=float, default=900.0, help="seconds to wait for a quiet machine in all (default: 900)")
+    add("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine in all (default: 60)")
     add("--output", type=Path, default=_RESULT, help="result file (default: benchmarks/results/models.json)")
     given = parser.parse_args()
     if given.quick:
