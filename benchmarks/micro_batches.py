@@ -32,8 +32,9 @@ from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.experts import ExpertBank
 from janus.model.kv_cache import PagedKVCache
-from janus.runtime.attention_engine import AttentionEngine, StepNews
+from janus.runtime.attention_engine import AttentionEngine
 from janus.runtime.device import prepare
+from janus.runtime.step_news import StepNews
 
 CHOICES = ("1", "2", "3", "4", "auto")
 _BLOCK = 16

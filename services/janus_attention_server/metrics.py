@@ -8,7 +8,7 @@ from janus.core.batcher import BatcherStats
 from janus.core.exchange_cost import LinkCost
 from janus.core.exchange_routes import MODES
 from janus.exchange.times import RESENT
-from janus.runtime.attention_engine import StepNews
+from janus.runtime.step_news import StepNews
 from janus.runtime.step_times import StepTimes
 
 _EXPERT_BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)

@@ -12,9 +12,9 @@ from janus.config.options import AttentionOptions
 from janus.core.batcher import BatcherStats
 from janus.messages.control import ClusterView, Heartbeat, LoadPlacement, Register
 from janus.model.checkpoint import Checkpoint
-from janus.runtime.attention_engine import StepNews
 from janus.runtime.model_server import ModelServer
 from janus.runtime.service import ServiceContext
+from janus.runtime.step_news import StepNews
 from janus_attention_server.metrics import AttentionMetrics
 from janus_attention_server.stepping import ExpertsState, Stepping
 

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import structlog
 
-from janus.errors import LinkBusy, LinkError
+from janus.errors import InvalidRequest, LinkBusy, LinkError, Unavailable
 from janus.messages import Message
 from janus.messages.control import Cancel, Identity, Submit, TokenDelta, Tokens
+from janus.runtime.step_news import refusal
 from janus.runtime.tasks import OwnedTasks
 from janus.transport.link import InFrame, Link
 
@@ -51,11 +52,13 @@ class Sessions:
         """Begin a request whose tokens go to ``session``."""
         engine = self._engine()
         if engine is None:
-            session.send([_starting(message)], kv_usage=0.0)
+            error = Unavailable("the attention instance is still loading the model", code="starting", retry_after_s=1.0)
+            session.send([refusal(message, error)], kv_usage=0.0)
             return
         if message.request_id in self._owner:
             # Refused here: the engine's refusal would go to the owner, and end his request.
-            session.send([_in_use(message)], kv_usage=0.0)
+            in_use = InvalidRequest(f"request id {message.request_id!r} is in use", param="request_id")
+            session.send([refusal(message, in_use)], kv_usage=0.0)
             return
         self._owner[message.request_id] = session
         engine.submit(message)
@@ -157,28 +160,3 @@ class GatewaySession:
         if self.sender is not None:
             self.sender.cancel()
         self._sessions.close(self)
-
-
-def _starting(message: Submit) -> TokenDelta:
-    problem = "the attention instance is still loading the model"
-    return _refusal(message, status=503, code="starting", problem=problem, retry_after_s=1.0)
-
-
-def _in_use(message: Submit) -> TokenDelta:
-    problem = f"request id {message.request_id!r} is in use"
-    return _refusal(message, status=400, code="invalid_request", problem=problem)
-
-
-def _refusal(
-    message: Submit, *, status: int, code: str, problem: str, retry_after_s: float | None = None
-) -> TokenDelta:
-    return TokenDelta(
-        request_id=message.request_id,
-        index=len(message.emitted_ids),
-        token_ids=[],
-        finish_reason="error",
-        status=status,
-        code=code,
-        problem=problem,
-        retry_after_s=retry_after_s,
-    )

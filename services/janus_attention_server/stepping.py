@@ -27,13 +27,14 @@ from janus.model.experts import ExpertBank
 from janus.model.kernels.scheduling import fastest_scheduler
 from janus.model.kv_cache import PagedKVCache
 from janus.runtime import garbage
-from janus.runtime.attention_engine import AttentionEngine, StepNews
+from janus.runtime.attention_engine import AttentionEngine
 from janus.runtime.device import prepare, torch_dtype
 from janus.runtime.link_meter import LinkMeter
 from janus.runtime.listening import listen_as
 from janus.runtime.node_links import NodeLinks
 from janus.runtime.peers import PeerSet
 from janus.runtime.routing_sampler import REPORT_EVERY_S, RoutingSampler
+from janus.runtime.step_news import StepNews
 from janus_attention_server.sessions import Sessions
 
 log = structlog.get_logger()

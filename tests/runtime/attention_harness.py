@@ -18,7 +18,8 @@ from janus.messages.control import SamplingParams, Submit, TokenDelta
 from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.kv_cache import PagedKVCache
-from janus.runtime.attention_engine import AttentionEngine, StepNews
+from janus.runtime.attention_engine import AttentionEngine
+from janus.runtime.step_news import StepNews
 from tests.runtime.world import LIMIT_S
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -17,36 +16,18 @@ from janus.core.sampling import validate
 from janus.errors import DispatchError, InvalidRequest, ReplicaMissing, RequestError, Unavailable
 from janus.exchange.contract import ExpertExchange
 from janus.messages.control import Submit, TokenDelta
-from janus.model.attention_model import AttentionModel, StepBatch
+from janus.model.attention_model import AttentionModel
 from janus.model.kv_cache import PagedKVCache
 from janus.model.sampler import sample
+from janus.runtime.forward import ForwardPass
 from janus.runtime.routing_sampler import RoutingSampler
+from janus.runtime.step_news import StepNews, refusal
 from janus.runtime.step_times import StepTimes, Stopwatch, Turns
 
 log = structlog.get_logger()
 
 #: How long a stale epoch may take to be replaced before the dispatch is tried again.
 _REPLAN_WAIT_S = 0.25
-#: A step that computes for longer than this lets the loop run between two layers.
-_YIELD_EVERY_NS = 20_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepNews:
-    """What one step (or one refusal) tells whoever serves the clients and whoever measures."""
-
-    deltas: list[TokenDelta]
-    #: Requests that have ended.
-    finished: list[Finish]
-    stats: BatcherStats
-    activated: dict[str, list[int]]
-    #: Of the step: seconds, rows computed, tokens sampled. Zero for news without a step.
-    step_s: float = 0.0
-    rows: int = 0
-    sampled: int = 0
-    #: Seconds that requests waited which computed for the first time.
-    queue_s: tuple[float, ...] = ()
-    preempted: int = 0
 
 
 class AttentionEngine:
@@ -70,7 +51,6 @@ class AttentionEngine:
         ``routing`` is shown what the router chooses; ``None`` samples nothing.
         """
         self._model = model
-        self._kv = kv
         self._batcher = batcher
         self._exchange = exchange
         self._policy = micro_batches
@@ -79,12 +59,14 @@ class AttentionEngine:
         self._recovery_timeout_s = recovery_timeout_s
         self._publish_news = publish
         self._eos = tuple(model.config.eos_token_ids)
-        self._moe_index = model.config.moe_index
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.times = StepTimes()
         self._turns = Turns(self.times)
+        self._forward = ForwardPass(
+            model=model, kv=kv, exchange=exchange, routing=self.routing, turns=self._turns, clock_ns=clock_ns
+        )
         #: What the policy chose last.
         self.micro_batches = 1
         #: Steps that are not over; one that waits for experts to come back is among them.
@@ -103,7 +85,7 @@ class AttentionEngine:
             actions = self._batcher.submit(message, eos_token_ids=self._eos, now=time.monotonic())
         except RequestError as error:
             actions = []
-            self._publish([_refusal(message, error)], [])
+            self._publish([refusal(message, error)], [])
         self._act(actions, message)
         if self._batcher.has_requests:
             self._idle.clear()
@@ -186,7 +168,7 @@ class AttentionEngine:
                 await self._wait_for_experts(plan)
             self._turns.begin(self._clock_ns())
             try:
-                logits = await self._forward(plan, watch)
+                logits = await self._forward.run(plan, watch)
                 ids, logprobs = sample(logits, plan.sampling)
             finally:
                 self._turns.end(watch.lap("sample_ns"))
@@ -224,60 +206,6 @@ class AttentionEngine:
 
     def _unsettle(self) -> None:
         self._settled_ns = self._clock_ns()
-
-    async def _forward(self, plan: StepPlan, watch: Stopwatch) -> torch.Tensor:
-        model, exchange, turns = self._model, self._exchange, self._turns
-        shared = model.has_shared_expert
-        batch = StepBatch(
-            token_ids=plan.token_ids,
-            positions=plan.positions,
-            slot_mapping=plan.slot_mapping,
-            query_start=plan.query_start,
-            context_len=plan.context_len,
-            block_tables=plan.block_tables,
-            sample_rows=plan.sample_rows,
-            device=model.device,
-        )
-        sampled = self.routing.begin(len(plan.token_ids))
-        h_TH = model.embed(batch)
-        watch.lap("embed_ns")
-        yielded_ns = self._clock_ns()
-        for layer in range(model.config.num_layers):
-            h_TH, x_TH = model.attention(layer, h_TH, batch, self._kv)
-            watch.lap("attention_ns")
-            moe_layer = self._moe_index.get(layer)
-            if moe_layer is None:
-                h_TH = h_TH + model.dense_mlp(layer, x_TH)
-                watch.lap("dense_ns")
-                continue
-            weights_TK, ids_TK = (None, None) if exchange.experts_gate else model.route(layer, x_TH)
-            if sampled is not None:
-                # Where the experts gate, a few rows are gated here too: a row's experts do not depend on its company.
-                sampled.add(model.route(layer, sampled.of(x_TH))[1] if ids_TK is None else ids_TK)
-            watch.lap("gate_ns")
-            receipt = exchange.dispatch(moe_layer, x_TH, ids_TK, weights_TK)
-            now_ns = watch.lap("dispatch_ns")
-            if shared:
-                # While the dispatch is on its way and the experts compute.
-                h_TH = h_TH + model.shared_expert(layer, x_TH)
-                now_ns = watch.lap("shared_ns")
-            turns.pause(now_ns)
-            try:
-                h_TH = await exchange.combine(receipt, h_TH)
-            finally:
-                now_ns = watch.lap("combine_ns")
-                turns.resume(now_ns)
-            if now_ns - yielded_ns > _YIELD_EVERY_NS:
-                # A long prefill: links must be answered meanwhile, or peers take us for dead.
-                turns.pause(now_ns)
-                await asyncio.sleep(0)
-                yielded_ns = self._clock_ns()
-                turns.resume(yielded_ns)
-        logits_RV = model.logits(h_TH, batch)
-        if sampled is not None:
-            self.routing.keep(sampled)
-        watch.lap("logits_ns")
-        return logits_RV
 
     # -- failure -------------------------------------------------------------------------------------------------
 
@@ -341,7 +269,7 @@ class AttentionEngine:
             elif isinstance(action, Finish):
                 finished.append(action)
             elif origin is not None and (error := getattr(action, "error", None)) is not None:
-                deltas.append(_refusal(origin, error))
+                deltas.append(refusal(origin, error))
         if deltas or finished or step is not None:
             self._publish(deltas, finished, step, step_s)
 
@@ -361,16 +289,3 @@ class AttentionEngine:
                 preempted=0 if step is None else len(step.preempted),
             )
         )
-
-
-def _refusal(message: Submit, error: RequestError) -> TokenDelta:
-    return TokenDelta(
-        request_id=message.request_id,
-        index=len(message.emitted_ids),
-        token_ids=[],
-        finish_reason="error",
-        status=error.status,
-        code=error.code,
-        problem=error.message,
-        retry_after_s=error.retry_after_s,
-    )
