@@ -10,7 +10,8 @@ First it is measured what one instance of each role gives few and many streams. 
 that is made up has at its peak half as much load again as one of each bears within it; both can be given instead.
 
 Fixed numbers that are tried: those that the autoscaled run had at most (provisioned for the peak), and some between
-that and one of each. The best of them is the one with the fewest instances that reaches the target.
+that and one of each; with ``--candidates planned``, those that the planner has on its frontier within the peak's, where
+the SLO is just kept. The best of them is the one with the fewest instances that reaches the target.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from benchmarks.autoscale.calibration import calibrate
+from benchmarks.autoscale import candidates
+from benchmarks.autoscale.calibration import OneOfEach, calibrate
 from benchmarks.autoscale.quota import QuotaError, Quotas
 from benchmarks.autoscale.runs import Run, run
 from benchmarks.serving.machine import CpuMeter, commit, hardware
 
+from janus.profiles import load_profile
 from janus.simulation.workloads.spec import workload_of
 from janus.simulation.workloads.workload import Workload
+from janus_cli.plan import model_sizes
+from janus_cli.plan_traffic import traffic_of
 
 RESULTS = Path(__file__).parents[1] / "results" / "autoscale.json"
 #: Of the day that is made up: the peak over the mean, and the mean tokens of prompts and answers.
 PEAK, PROMPT, OUTPUT = 2.5, 24, 64
+#: The planner is asked about the busiest stretch of so many seconds.
+_BUSIEST_S = 15.0
 
 
 def workload(given: argparse.Namespace, rate: float) -> Workload:
@@ -83,6 +90,19 @@ def fixed(most: tuple[int, int], tries: int) -> list[tuple[int, int]]:
     return found
 
 
+def planned(
+    given: argparse.Namespace, most: tuple[int, int], load: Workload, known: OneOfEach, slo_s: float
+) -> list[tuple[int, int]]:
+    """Return the numbers to try by the planner, with ``--hardware`` corrected by what one of each gives."""
+    model, profile = model_sizes(given.model), candidates.apart(load_profile(given.hardware))
+    traffic = traffic_of(load, _BUSIEST_S)
+    factor = candidates.correction(
+        model, profile, streams=known.middle, context=traffic.context, tpot_s=known.tpot_s(known.middle)
+    )
+    every = candidates.priced(most, model, profile, traffic, slo_s=slo_s, factor=factor)
+    return candidates.frontier(every, most, slo_s=slo_s, most=given.tries)
+
+
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run everything; returns what is written."""
     meter = CpuMeter({})
@@ -96,7 +116,11 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     scaled = await run(autoscaled(given, slo_s), load, slo_tpot_s=slo_s, cores=given.cores)
     _tell("autoscaled", scaled)
     static: dict[str, Run] = {}
-    for attention, experts in fixed(scaled.most, given.tries):
+    if given.candidates == "planned":
+        numbers = planned(given, scaled.most, load, known, slo_s)
+    else:
+        numbers = fixed(scaled.most, given.tries)
+    for attention, experts in numbers:
         name = f"{attention}A{experts}E"
         static[name] = await run(arguments(given, attention, experts), load, slo_tpot_s=slo_s, cores=given.cores)
         _tell(name, static[name])
@@ -116,6 +140,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         "peak_static": peak,
         "slo_tpot_s": slo_s,
         "target": given.target,
+        "candidates": given.candidates,
         "one_of_each": asdict(known),
         "devices": Quotas(given.cores).about,
         "workload": {
@@ -172,6 +197,10 @@ def main() -> None:
     parser.add_argument("--look-back", type=float, default=12.0)
     parser.add_argument("--headroom", type=float, default=0.4, help="a day of minutes rises faster than one of hours")
     parser.add_argument("--tries", type=int, default=3, help="fixed numbers of instances that are tried")
+    parser.add_argument(
+        "--candidates", choices=("even", "planned"), default="even", help="which those are: see above (default: even)"
+    )
+    parser.add_argument("--hardware", default="cpu-epyc", help="profile that the planner has for --candidates planned")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.autoscale import candidates
 from benchmarks.autoscale.__main__ import fixed
 from benchmarks.autoscale.calibration import OneOfEach
 from benchmarks.autoscale.quota import Quotas
@@ -19,8 +20,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from janus.cluster.state import RunDirectory
+from janus.core.planning.steady import Traffic
 from janus.runtime.http import HttpServer
 from janus.simulation.workloads.workload import Workload
+from tests.simulation.clusters import MODEL, ONE_HOST
 
 
 def test_instance_minutes_are_the_numbers_over_time(tmp_path: Path) -> None:
@@ -90,3 +93,42 @@ async def test_every_request_is_sent_and_judged() -> None:
     lengths = [len(body["prompt"]) for body in endpoint.bodies[:6]]  # type: ignore[arg-type]
     assert sorted(lengths) == [1, 2, 3, 4, 5, 6]
     assert {body["max_tokens"] for body in endpoint.bodies} == {2}
+
+
+def candidate(attention: int, experts: int, tpot_s: float) -> candidates.Candidate:
+    return candidates.Candidate(attention=attention, experts=experts, tpot_s=tpot_s)
+
+
+def test_the_frontier_is_tried_around_the_slo_and_the_peak_in_any_case() -> None:
+    every = [
+        candidate(1, 1, 0.09),
+        candidate(2, 1, 0.06),
+        candidate(1, 2, 0.07),  # dominated: as many instances, and slower
+        candidate(2, 2, 0.045),
+        candidate(3, 1, 0.06),  # dominated: more instances, no quicker
+        candidate(3, 2, 0.03),
+        candidate(3, 3, 0.02),
+    ]
+    assert candidates.frontier(every, (3, 3), slo_s=0.05, most=4) == [(3, 3), (2, 2), (2, 1), (3, 2)]
+    assert candidates.frontier(every, (3, 3), slo_s=0.05, most=2) == [(3, 3), (2, 2)]
+    assert candidates.frontier(every, (3, 3), slo_s=0.05, most=9)[-1] == (1, 1)
+    # Where nothing should do, the quickest of the too slow.
+    assert candidates.frontier(every, (3, 3), slo_s=0.01, most=2) == [(3, 3), (3, 2)]
+
+
+def test_the_planner_is_corrected_by_what_was_measured() -> None:
+    profile = candidates.apart(ONE_HOST)
+    assert profile.host.cores == profile.device().shared_cores == 0
+    factor = candidates.correction(MODEL, profile, streams=8, context=100.0, tpot_s=0.5)
+    again = candidates.correction(MODEL, profile, streams=8, context=100.0, tpot_s=1.0)
+    assert again == pytest.approx(2 * factor)
+    traffic = Traffic(requests_s=2.0, prompt_tokens=24.0, output_tokens=64.0)
+    found = candidates.priced((2, 3), MODEL, profile, traffic, slo_s=1.0, factor=factor)
+    assert {(each.attention, each.experts) for each in found} == {(a, e) for a in (1, 2) for e in (1, 2, 3)}
+    by = {(each.attention, each.experts): each.tpot_s for each in found}
+    assert min(by.values()) > 0.1
+    # To the planner a cluster that is twice as slow has twice the load, and twice the TPOT.
+    slower = candidates.priced((2, 3), MODEL, profile, traffic, slo_s=2.0, factor=2 * factor)
+    doubled = candidates.priced((2, 3), MODEL, profile, traffic.times(2), slo_s=1.0, factor=factor)
+    assert [each.tpot_s for each in slower] == pytest.approx([2 * each.tpot_s for each in doubled])
+    assert all(one.tpot_s > each.tpot_s for one, each in zip(doubled, found, strict=True))
