@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from ctypes import byref
-
-import torch
-
-from janus.model.attention.cpu_step import CpuStep, CpuWeights
-from janus.model.batch import StepBatch
+from janus.model.attention.cpu_step import CpuAttention
 from janus.model.kernels.library import DTYPES, AttentionLayer, AttentionShape, Library
 from janus.model.kv_cache import PagedKVCache
 from janus.model.weights import WeightReader
 
 
-class CpuGroupedAttention:
+class CpuGroupedAttention(CpuAttention):
     """See ``AttentionLayers``."""
 
+    kernel = "attention"
+
     def __init__(self, library: Library, reader: WeightReader) -> None:
-        config = reader.config
-        self._library = library
-        self._dtype = reader.dtype
-        self._hidden = config.hidden_size
-        self._weights = CpuWeights(library)
-        self._layers = [self._layer(reader, layer) for layer in range(config.num_layers)]
-        q_norm = reader.attention_spec(0).q_norm
-        self._shape = AttentionShape(
+        super().__init__(library, reader)
+        self._layers = [self._read(reader, layer) for layer in range(reader.config.num_layers)]
+
+    def _shape_of(self, reader: WeightReader) -> AttentionShape:
+        config, q_norm = reader.config, reader.attention_spec(0).q_norm
+        return AttentionShape(
             dtype=DTYPES[reader.dtype],
             hidden=config.hidden_size,
             heads=config.num_heads,
@@ -36,31 +31,12 @@ class CpuGroupedAttention:
             clip=config.qkv_clip or 0.0,
         )
 
-    def prepare(self, batch: StepBatch, cos_sin_TR: torch.Tensor) -> None:
-        """See ``AttentionLayers.prepare``."""
-        batch.prepared = CpuStep.of(batch, cos_sin_TR)
-
-    def attention(
-        self, layer: int, h: torch.Tensor, batch: StepBatch, kv: PagedKVCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``AttentionLayers.attention``."""
-        step = batch.prepared
-        assert isinstance(step, CpuStep), "call embed first"
-        if kv.dtype != self._dtype:
-            raise ValueError(f"the KV cache is {kv.dtype}, expected {self._dtype}")
-        if h.dtype != self._dtype or h.shape[-1] != self._hidden:
-            raise ValueError(f"activations are {h.dtype} {list(h.shape)}, expected {self._dtype} [T, hidden]")
-        h = h.contiguous()
-        h_out, x_out = torch.empty_like(h), torch.empty_like(h)
+    def _layer(self, layer: int, kv: PagedKVCache) -> AttentionLayer:
         weights = self._layers[layer]
         weights.keys, weights.values = kv.keys[layer].data_ptr(), kv.values[layer].data_ptr()
-        self._shape.block_size = kv.block_size
-        self._library.attention(
-            byref(self._shape), byref(weights), byref(step.raw), h.data_ptr(), h_out.data_ptr(), x_out.data_ptr()
-        )
-        return h_out, x_out
+        return weights
 
-    def _layer(self, reader: WeightReader, layer: int) -> AttentionLayer:
+    def _read(self, reader: WeightReader, layer: int) -> AttentionLayer:
         weights = reader.attention(layer)
         optional = {
             name: self._weights.f32(tensor)
