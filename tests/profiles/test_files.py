@@ -54,6 +54,14 @@ def test_what_is_shipped_says_where_every_rate_comes_from(name: str) -> None:
         assert {"command", "hardware", "commit", "date"} <= set(profile.measured)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped() if load_profile(name).kind == "published"])
+def test_a_gpu_has_the_memory_that_its_driver_reports(name: str) -> None:
+    """In whole MiB: vendors' gigabytes are of either kind, and neither is what can be allocated."""
+    for device in load_profile(name).devices.values():
+        source = load_profile(name).figures[f"{device.name}.memory_bytes"].source
+        assert int(source.split(" MiB, as nvidia-smi reports it")[0]) * 2**20 == device.memory_bytes
+
+
 def test_the_devices_that_planning_is_shown_with_are_shipped() -> None:
     assert {"h100-80gb", "h200-141gb", "a100-80gb", "h100-h20"} <= set(shipped())
     cheap, fast = load_profile("h100-h20").device("H20-96GB"), load_profile("H100-80GB").device()
