@@ -66,6 +66,14 @@ _QWEN3 = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+_QWEN2 = {
+    "model_type": "qwen2_moe",
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
 _GLM = {
     "model_type": "glm4_moe",
     "num_attention_heads": 96,
@@ -155,6 +163,38 @@ CONFIGS: Mapping[str, Published] = {
         },
         source="huggingface.co/Qwen/Qwen3-235B-A22B",
         parameters=235e9,
+    ),
+    "Qwen1.5-MoE-A2.7B": Published(
+        config=_QWEN2
+        | {
+            "hidden_size": 2048,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+            "intermediate_size": 5632,
+        },
+        source="huggingface.co/Qwen/Qwen1.5-MoE-A2.7B",
+        parameters=14.3e9,
+    ),
+    "Qwen2-57B-A14B": Published(
+        config=_QWEN2
+        | {
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 2560,
+            "shared_expert_intermediate_size": 20480,
+            "intermediate_size": 18944,
+        },
+        source="huggingface.co/Qwen/Qwen2-57B-A14B",
+        parameters=57.4e9,
     ),
     "GLM-4.5": Published(
         config=_GLM
