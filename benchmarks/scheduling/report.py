@@ -7,20 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.markdown import table
+from benchmarks.paper.published import A_MAX
 from benchmarks.scheduling.layer_time import RIDGES
 from benchmarks.scheduling.quality import POLICIES
-
-#: a_max of the paper's AEBS by (instances, batch): arXiv 2512.13525, figure 17, DeepSeek-V2 with 27 slots per instance.
-_FIGURE_17 = {
-    (6, 16): 8.46,
-    (6, 64): 15.66,
-    (6, 256): 19.98,
-    (6, 512): 20.47,
-    (12, 16): 5.84,
-    (12, 64): 10.82,
-    (16, 256): 10.78,
-    (16, 512): 10.95,
-}
 
 Case = dict[str, Any]
 
@@ -139,7 +128,7 @@ def _figure_17_table(large: Sequence[Case]) -> str:
     cases = _where(large, shape="deepseek-v2")
     routings = _values(cases, "routing")
     rows = [["a_max of AEBS, DeepSeek-V2, C = 27", "paper", *(f"ours, {routing}" for routing in routings)]]
-    for (n, size), value in _FIGURE_17.items():
+    for (n, size), value in A_MAX.items():
         ours = [_where(cases, instances=n, batch=size, routing=routing) for routing in routings]
         if all(ours):
             rows.append([f"n_e = {n}, B = {size}", f"{value:.2f}", *(f"{found[0]['optimum']:.2f}" for found in ours)])

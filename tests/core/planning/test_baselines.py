@@ -19,29 +19,14 @@ from janus.core.planning.baselines import (
     separate,
     whole_model,
 )
-from janus.core.planning.hardware import Device, HardwareProfile
 from janus.core.planning.performance import Load, step_time
-from janus.core.planning.sizes import ModelSizes
 from janus.core.scheduling import SCHEDULERS
 from janus.errors import ConfigError
+from tests.core.planning import worlds
+from tests.core.planning.worlds import MODEL
 
-MODEL = ModelSizes(
-    name="deepseek-v2-like",
-    hidden=5120,
-    layers=60,
-    moe_layers=59,
-    experts=160,
-    top_k=6,
-    expert_params=3 * 5120 * 1536,
-    attention_params=149_000_000,
-    shared_params=47_000_000,
-    dense_params=189_000_000,
-    embedding_params=102_400 * 5120,
-    head_params=102_400 * 5120,
-    kv_elements=576,
-    context_flops=2 * 128 * (576 + 512),
-)
-DEVICE = Device(
+DEVICE = replace(
+    worlds.DEVICE,
     name="fast",
     memory_bytes=80e9,
     weight_bytes_s=2.5e12,
@@ -50,11 +35,13 @@ DEVICE = Device(
     attention_layer_s=4e-5,
     expert_layer_s=3e-5,
     step_s=1e-3,
+    row_s=0.0,
 )
-PROFILE = HardwareProfile(
-    name="eight-per-node",
-    kind="published",
+#: Nodes of eight that share one link.
+PROFILE = replace(
+    worlds.PROFILE,
     devices={"fast": DEVICE},
+    links_per_node=1,
     intra=LinkCost(message_s=2e-6, latency_s=4e-6, byte_s=1 / 350e9),
     inter=LinkCost(message_s=5e-6, latency_s=8e-6, byte_s=1 / 45e9),
 )
