@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from janus.config.options import ControllerOptions
 from janus.core.goals import ModelShape
@@ -37,7 +37,6 @@ from janus.core.roster import roster
 from janus.errors import LinkError
 from janus.messages import Message
 from janus.messages.control import (
-    ClusterView,
     Fatal,
     Heartbeat,
     Identity,
@@ -59,6 +58,9 @@ from janus.runtime.listening import listen_as
 from janus.runtime.service import ServiceContext
 from janus.transport.link import InFrame, Link
 from janus_placement_controller.activations import read_activations
+from janus_placement_controller.gauges import ClusterGauges
+from janus_placement_controller.hold_ups import HoldUps
+from janus_placement_controller.member_links import MemberLinks
 from janus_placement_controller.rebalancing import Rebalancer, ReplicaBytes
 from janus_placement_controller.statistics import RoutedModel, Statistics
 from janus_placement_controller.trace_http import trace_route
@@ -107,10 +109,6 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
         ).run()
 
 
-#: Heartbeats for which nobody is judged after this process stood still.
-_FORGIVEN_HEARTBEATS = 4
-
-
 class ControllerService:
     """One loop, no step loop: everything here is short."""
 
@@ -151,33 +149,19 @@ class ControllerService:
             activity=statistics.activity,
             apply=self.handle,
         )
-        #: When this process was last seen to run, until when it judges nobody, and whose link it has lost meanwhile.
-        self._looked_at, self._judge_from = time.monotonic(), 0.0
+        self._hold_ups = HoldUps(options.heartbeat_s, now=time.monotonic())
+        #: Ends of links that are judged when this process judges again.
         self._forgiven: list[asyncio.TimerHandle] = []
         self._setup = scaling
         self._scaling: Scaling | None = None
         if scaling is not None:
             self._scaling = scaling.scaling(self._membership, apply=self.handle, registry=registry)
-        #: Registered instances' links, by name.
-        self._links: dict[str, Link] = {}
+        self._links = MemberLinks()
         #: dtype that this cluster serves: that of the first instance that states one.
         self._dtype = ""
         self._registry = registry
         self._statistics = statistics
-        self._gauges = {
-            name: Gauge(f"janus_cluster_{name}", text, registry=self._registry)
-            for name, text in (
-                ("members", "Instances registered and not failed"),
-                ("missing", "Expected instances that are not there"),
-                ("epoch", "Placement epoch in force, 0 for none"),
-                ("view_version", "Version of the newest view"),
-                ("degraded", "Reasons why the cluster is not as it should be; 0 = all is well"),
-                ("replicas_least", "Replicas of the expert that has the fewest, over all layers"),
-                ("replicas", "Replicas in the placement in force, over all layers"),
-                ("move_seconds", "From issue to outcome of the last change of the placement"),
-                ("move_bytes", "Bytes that the last change of the placement loaded"),
-            )
-        }
+        self._gauges = ClusterGauges(registry)
 
     async def run(self) -> None:
         """Listen, tick, and stop on ``context.stop``."""
@@ -229,30 +213,23 @@ class ControllerService:
                 task.cancel()
 
     async def _judge_silence(self) -> None:
-        """Tick until the end, but not right after this process was held up itself: then it could hear nobody.
-
-        On a machine that is busy or was asleep, all instances would else be given up at once, and their work with them.
-        """
+        """Tick until the end, but not right after this process was held up itself."""
         heartbeat_s, stop = self._options.heartbeat_s, self._context.stop
-        self._looked_at = time.monotonic()
+        self._hold_ups.tick(time.monotonic())
         while not stop.is_set():
             now = time.monotonic()
             self._note_hold_up(now)
-            self._looked_at = now
-            if now >= self._judge_from:
+            self._hold_ups.tick(now)
+            if self._hold_ups.may_judge(now):
                 self.handle(Tick(now=now))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(heartbeat_s / 2):
                     await stop.wait()
 
     def _note_hold_up(self, now: float) -> None:
-        """Judge nobody for a while when this process has stood still: whatever ended meanwhile may be its own doing."""
-        held_up = now - self._looked_at
-        if held_up > self._options.heartbeat_s:
+        held_up = self._hold_ups.look(now)
+        if held_up:
             log.warning("held_up", seconds=round(held_up, 1))
-            self._looked_at = now
-            # Who has given this controller up comes back, and everyone has reported once, by then.
-            self._judge_from = now + _FORGIVEN_HEARTBEATS * self._options.heartbeat_s
 
     def _admit(self, identity: Identity) -> Refused | None:
         if identity.dtype and self._dtype and identity.dtype != self._dtype:
@@ -308,19 +285,19 @@ class ControllerService:
 
     def on_closed(self, link: Link, error: LinkError) -> None:
         """A link ended; it matters if it is the one that its instance registered over last."""
-        name = link.peer.instance
-        if self._links.get(name) is link:
-            del self._links[name]
-            log.info("link_lost", peer=name, problem=str(error))
-            now, incarnation = time.monotonic(), link.peer.incarnation
-            self._note_hold_up(now)
-            if now >= self._judge_from:
-                self._lost(name, incarnation)
-            else:
-                # All of them have closed their links to a controller that did not answer; most are about to return.
-                loop = asyncio.get_running_loop()
-                self._forgiven = [timer for timer in self._forgiven if timer.when() > loop.time()]
-                self._forgiven.append(loop.call_later(self._judge_from - now, self._lost, name, incarnation))
+        if not self._links.lost(link):
+            return
+        name, now, incarnation = link.peer.instance, time.monotonic(), link.peer.incarnation
+        log.info("link_lost", peer=name, problem=str(error))
+        self._note_hold_up(now)
+        if self._hold_ups.may_judge(now):
+            self._lost(name, incarnation)
+        else:
+            # All of them have closed their links to a controller that did not answer; most are about to return.
+            loop = asyncio.get_running_loop()
+            self._forgiven = [timer for timer in self._forgiven if timer.when() > loop.time()]
+            late_s = self._hold_ups.judge_from - now
+            self._forgiven.append(loop.call_later(late_s, self._lost, name, incarnation))
 
     def _lost(self, name: str, incarnation: str) -> None:
         if name not in self._links:
@@ -337,10 +314,7 @@ class ControllerService:
             # The name's rightful owner, if there is one, keeps its link: the refusal goes over this one.
             link.reply(request_id, Fatal(problem=refusals[0].problem))
         else:
-            old = self._links.get(link.peer.instance)
-            self._links[link.peer.instance] = link
-            if old is not None and old is not link:
-                old.abort("the instance registered over another link")
+            self._links.register(link)
             self._dtype = self._dtype or link.peer.dtype
         for action in actions:
             if action in refusals:
@@ -355,31 +329,17 @@ class ControllerService:
     def _do(self, action: Action) -> None:
         match action:
             case SendView():
-                for link in list(self._links.values()):
-                    self._post(link, action.view)
+                self._links.send_all(action.view)
             case SendLoad():
-                self._post(self._links.get(action.instance), LoadPlacement(table=action.table))
+                self._links.send(action.instance, LoadPlacement(table=action.table))
             case SendFatal() | RefuseDuplicate():
-                known = self._links.get(action.instance)
-                if known is not None and known.peer.incarnation == action.incarnation:
-                    self._post(known, Fatal(problem=action.problem))
+                self._links.send(action.instance, Fatal(problem=action.problem), incarnation=action.incarnation)
             case MarkFailed():
-                gone = self._links.pop(action.instance, None)
-                if gone is not None:
-                    gone.abort(action.why)
+                self._links.end(action.instance, action.why)
             case Log():
                 getattr(log, action.level)(action.event, **action.fields)
             case SendRegistered():
                 pass  # answers a registration; sent there
-
-    def _post(self, link: Link | None, message: Message) -> None:
-        if link is None or link.closed:
-            return
-        try:
-            link.post_message(message)
-        except LinkError as error:
-            # An instance that takes no messages gets no views either: it has to come back and register.
-            link.abort(f"{type(message).__name__} not sent: {error.problem}")
 
     # -- operations ----------------------------------------------------------------------------------------------
 
@@ -396,22 +356,11 @@ class ControllerService:
         return report
 
     def _refresh(self) -> None:
-        view: ClusterView = self._membership.view
-        self._statistics.refresh()
-        self._gauges["members"].set(sum(member.state != "failed" for member in view.members))
-        self._gauges["missing"].set(len(view.missing))
-        self._gauges["epoch"].set(view.placement.epoch if view.placement else 0)
-        self._gauges["view_version"].set(view.version)
         report = self._membership.report(time.monotonic())
-        counts = [count for layer in report.replicas for count in layer]
-        self._gauges["degraded"].set(len(report.degraded))
-        self._gauges["replicas_least"].set(min(counts, default=0))
-        self._gauges["replicas"].set(sum(counts))
+        self._statistics.refresh()
+        self._gauges.refresh(report)
         if self._scaling is not None:
             self._scaling.refresh(report)
-        if report.last_move is not None:
-            self._gauges["move_seconds"].set(report.last_move.seconds)
-            self._gauges["move_bytes"].set(report.last_move.bytes_read)
 
 
 class _MemberHandler:
