@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,6 +20,11 @@ def kinked(x: Vector, y: Vector, values: Vector) -> Vector:
     return np.asarray(constant + line * x + np.maximum(read * y, compute * x * y), dtype=np.float64)
 
 
+def off(x: Vector, y: Vector, target: Vector, values: Vector) -> Vector:
+    """How far that is from ``target``, as a share of it."""
+    return kinked(x, y, values) / target - 1
+
+
 def test_planted_parameters_are_found_without_noise() -> None:
     """Over four decades of each; kinks make valleys, and hardly one of them is taken for the deepest."""
     found = 0
@@ -26,7 +33,7 @@ def test_planted_parameters_are_found_without_noise() -> None:
         truth = 10.0 ** draw.uniform(-2, 2, 4)
         x, y = draw.uniform(0, 3, 60), draw.uniform(0.1, 2, 60)
         target = kinked(x, y, truth)
-        solution = solve(lambda values, x=x, y=y, target=target: kinked(x, y, values) / target - 1, np.ones(4))  # type: ignore[misc]
+        solution = solve(partial(off, x, y, target), np.ones(4))
         # A line that is never the larger one has no slope to be found; the target is met all the same.
         found += bool(np.abs(solution.residuals).max() < 1e-3)
     assert found >= 29
@@ -40,7 +47,7 @@ def test_intervals_cover_what_was_planted_about_as_often_as_they_say() -> None:
         x, y = draw.uniform(0, 5, 80), draw.uniform(0.1, 2, 80)
         # Errors in proportion to the target, as those of timings are.
         target = kinked(x, y, truth) * (1 + draw.normal(0, 0.05, 80))
-        found = solve(lambda values, x=x, y=y, target=target: kinked(x, y, values) / target - 1, np.ones(4))  # type: ignore[misc]
+        found = solve(partial(off, x, y, target), np.ones(4))
         covered += (found.low <= truth) & (truth <= found.high)
     assert (covered / runs > 0.87).all()
     assert (covered / runs < 1).all()

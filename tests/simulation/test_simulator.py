@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +25,8 @@ from tests.simulation.clusters import BATCHER, DEVICE, PROFILE, cluster
 SHORT = Lengths(prompt=40, output=30)
 
 
-def run(config: ClusterConfig, workload: Workload, **more: object) -> Report:
-    return Simulation(config, workload, **more).run()  # type: ignore[arg-type]
+def run(config: ClusterConfig, workload: Workload, **more: Any) -> Report:
+    return Simulation(config, workload, **more).run()
 
 
 def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def test_a_table_is_what_scheduling_drawn_batches_gives() -> None:
     ids = synthetic_routing(16, 2, 400, layers=3, popularity=0.5)
     seen: list[Assignment] = []
 
-    def watched(*arguments: object) -> Assignment:
-        seen.append(SCHEDULERS["aebs"](*arguments))  # type: ignore[arg-type]
+    def watched(*arguments: Any) -> Assignment:
+        seen.append(SCHEDULERS["aebs"](*arguments))
         return seen[-1]
 
     table = estimate(ids, num_experts=16, slots=6, instances=(4,), batches=(1, 8), scheduler=watched, draws=5, layers=2)
@@ -95,9 +96,16 @@ def test_a_table_is_what_scheduling_drawn_batches_gives() -> None:
 
 def test_the_quick_way_is_the_estimate_of_placements_and_never_below_the_scheduler() -> None:
     ids = synthetic_routing(24, 3, 400, popularity=0.8)
-    arguments = {"num_experts": 24, "slots": 8, "instances": (3, 5, 8), "batches": (4, 16), "draws": 16, "seed": 7}
-    quick = estimate(ids, **arguments)  # type: ignore[arg-type]
-    exact = estimate(ids, **arguments, scheduler=SCHEDULERS["aebs"])  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {
+        "num_experts": 24,
+        "slots": 8,
+        "instances": (3, 5, 8),
+        "batches": (4, 16),
+        "draws": 16,
+        "seed": 7,
+    }
+    quick = estimate(ids, **arguments)
+    exact = estimate(ids, **arguments, scheduler=SCHEDULERS["aebs"])
     assert (quick.mean >= exact.mean - 1e-9).all()
     assert (quick.mean <= exact.mean * 1.05).all()
 
@@ -197,6 +205,7 @@ def test_tokens_come_as_often_as_their_weights_say() -> None:
 
 def test_what_cannot_be_estimated_is_named() -> None:
     ids = synthetic_routing(8, 2, 40)
+    valid: dict[str, Any] = {"num_experts": 8, "slots": 4, "instances": (2,), "batches": (4,)}
     for arguments in (
         {"instances": ()},
         {"instances": (0,)},
@@ -205,16 +214,17 @@ def test_what_cannot_be_estimated_is_named() -> None:
         {"instances": (1,)},  # four slots for eight experts
     ):
         with pytest.raises(ConfigError):
-            estimate(ids, **({"num_experts": 8, "slots": 4, "instances": (2,), "batches": (4,)} | arguments))  # type: ignore[arg-type]
+            estimate(ids, **(valid | arguments))
     with pytest.raises(ConfigError, match="trace"):
         estimate(ids[:, :1], num_experts=8, slots=4, instances=(2,))
 
 
 def test_a_table_that_contradicts_itself_is_refused() -> None:
     right = table_of(MODEL, 27, 8)
+    wrong: dict[str, Any]
     for wrong in ({"batches": right.batches[1:]}, {"instances": right.instances[::-1]}, {"mean": right.mean[:1]}):
         with pytest.raises(ConfigError, match="a_max"):
-            replace(right, **wrong)  # type: ignore[arg-type]
+            replace(right, **wrong)
 
 
 def estimate_like(instances: tuple[int, ...]) -> AMaxTable:

@@ -15,6 +15,7 @@ from janus.core.planning.baselines import (
     MONOLITHIC_SIZES,
     XDEEPSERVE,
     Setting,
+    System,
     balanced_attention,
     separate,
     whole_model,
@@ -121,8 +122,8 @@ def test_xdeepserve_comes_in_fours() -> None:
 
 
 @pytest.mark.parametrize("system", [MEGASCALE, XDEEPSERVE])
-def test_pools_of_their_own_send_a_message_per_pair(system: object) -> None:
-    offers = list(system.offers(SETTING, LOAD, 40))  # type: ignore[attr-defined]
+def test_pools_of_their_own_send_a_message_per_pair(system: System) -> None:
+    offers = list(system.offers(SETTING, LOAD, 40))
     assert offers
     assert {offer.step.exchange for offer in offers} == {"direct"}
     for offer in offers:
