@@ -15,8 +15,9 @@ from janus.model.checkpoint import Checkpoint
 from janus.runtime.model_server import ModelServer
 from janus.runtime.service import ServiceContext
 from janus.runtime.step_news import StepNews
+from janus_attention_server.experts_watch import ExpertsState
 from janus_attention_server.metrics import AttentionMetrics
-from janus_attention_server.stepping import ExpertsState, Stepping
+from janus_attention_server.stepping import Stepping
 
 log = structlog.get_logger()
 

@@ -10,12 +10,11 @@ from typing import Any
 import structlog
 import torch
 
-from janus.config.options import MAX_DEFAULT_KV_CACHE_BYTES, AttentionOptions
+from janus.config.options import AttentionOptions
 from janus.core.batcher import Batcher, BatcherConfig
 from janus.core.exchange_cost import LinkCost
 from janus.core.micro_batches import policy_for
 from janus.core.placement import Placement
-from janus.errors import ConfigError
 from janus.exchange.choice import ModeChoice
 from janus.exchange.contract import ExpertExchange
 from janus.exchange.local import LocalExchange
@@ -35,22 +34,14 @@ from janus.runtime.node_links import NodeLinks
 from janus.runtime.peers import PeerSet
 from janus.runtime.routing_sampler import REPORT_EVERY_S, RoutingSampler
 from janus.runtime.step_news import StepNews
+from janus_attention_server.experts_watch import ExpertsState, ExpertsWatch
+from janus_attention_server.limits import batcher_config
 from janus_attention_server.sessions import Sessions
 
 log = structlog.get_logger()
 
-_MAX_WAITING = 1024
 #: How often measurements cross to the control loop: rarely, so that its thread seldom asks for the interpreter lock.
 _REPORT_EVERY_S = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertsState:
-    """Whether the experts can be reached, in the words of ``/health``."""
-
-    ready: bool
-    reason: str
-    unreachable: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +76,6 @@ class Stepping:
         self._identity = identity
         self._on_listening = on_listening
         self._on_news = on_news
-        self._on_experts = on_experts
         self._on_routing = on_routing
         rate = options.routing_sample_rate * REPORT_EVERY_S
         # Where the experts gate, sampled rows are gated here as well, which costs as much as several without.
@@ -101,10 +91,9 @@ class Stepping:
         self._node: NodeLinks | None = None
         self._meter: LinkMeter | None = None
         self._port = 0
-        #: Since when, by the loop's clock, experts that could be reached cannot; ``None``: they can, or never could.
-        self._lost_at: float | None = None
-        self._reached_experts = False
-        self._give_up: asyncio.TimerHandle | None = None
+        self._experts = ExpertsWatch(
+            recovery_timeout_s=options.recovery_timeout_s, tell=on_experts, unreachable=self._unreachable
+        )
         self.engine: AttentionEngine | None = None
 
     async def run(self) -> None:
@@ -115,7 +104,7 @@ class Stepping:
         try:
             self._on_listening(listener.port)
             self._port = listener.port
-            batcher = Batcher(self._batcher_config())
+            batcher = Batcher(batcher_config(self._options, self._checkpoint.config))
             # In another thread: gateways can connect meanwhile, and are told that the model is being loaded.
             model, kv, exchange = await asyncio.to_thread(self._load, batcher.config)
             self.engine = AttentionEngine(
@@ -133,8 +122,7 @@ class Stepping:
             try:
                 await self.engine.run()
             finally:
-                if self._give_up is not None:
-                    self._give_up.cancel()
+                self._experts.close()
                 await exchange.close()
                 if self._meter is not None:
                     await self._meter.close()
@@ -235,29 +223,6 @@ class Stepping:
         remote = self._remote
         return {} if remote is None else {"inter": remote.choice.inter, "intra": remote.choice.intra}
 
-    def _batcher_config(self) -> BatcherConfig:
-        options, config = self._options, self._checkpoint.config
-        limit = config.max_position_embeddings
-        if options.max_model_len > limit:
-            raise ConfigError("--max-model-len", f"{options.max_model_len} exceeds the model's {limit}", "lower it")
-        per_block = PagedKVCache.bytes_per_block(config, options.block_size, torch_dtype(options.dtype))
-        max_model_len = options.max_model_len or limit
-        enough = options.max_running * -(-max_model_len // options.block_size)
-        kv_cache_bytes = options.kv_cache_bytes or min(MAX_DEFAULT_KV_CACHE_BYTES, enough * per_block)
-        blocks = options.kv_blocks or kv_cache_bytes // per_block
-        if blocks < 1:
-            raise ConfigError(
-                "--kv-cache", f"{kv_cache_bytes} bytes hold no block of {per_block}", f"give at least {per_block}"
-            )
-        return BatcherConfig(
-            max_running=options.max_running,
-            token_budget=options.token_budget,
-            block_size=options.block_size,
-            num_blocks=blocks,
-            max_model_len=max_model_len,
-            max_waiting=_MAX_WAITING,
-        )
-
     def _local_exchange(self, dtype: torch.dtype, device: torch.device) -> LocalExchange:
         config = self._checkpoint.config
         bank = ExpertBank(config, config.num_moe_layers, config.num_experts, dtype, device)
@@ -285,7 +250,7 @@ class Stepping:
                 pool=node.pool if node is not None else None,
             )
             self._apply_view()
-        self._tell_experts()
+        self._look_at_experts()
 
     # -- the view ------------------------------------------------------------------------------------------------
 
@@ -306,48 +271,18 @@ class Stepping:
             remote.set_placement(Placement.from_table(table))
             log.info("placement_in_force", epoch=table.epoch, instances=table.instances)
             self._on_placement()
-        self._tell_experts()
+        self._look_at_experts()
 
     def _links_changed(self) -> None:
         if self._remote is not None:
             self._remote.links_changed()
             if self._meter is not None:
                 self._meter.links_changed()
-        self._tell_experts()
+        self._look_at_experts()
 
-    def _tell_experts(self) -> None:
-        """Report whether the experts can be reached; nothing before the model is loaded."""
-        if self.engine is None:
-            return
-        remote = self._remote
-        if self._give_up is not None:
-            self._give_up.cancel()
-            self._give_up = None
-        if remote is None or remote.ready():
-            self._reached_experts, self._lost_at = True, None
-            without = () if remote is None else remote.without()
-            reason = f"plans without {', '.join(without)}" if without else ""
-            self._on_experts(ExpertsState(ready=True, reason=reason, unreachable=self._unreachable()))
-            return
-        missing = remote.missing()
-        reason = f"not linked to {', '.join(missing)}" if missing else "no placement covers every expert"
-        recovering = self._is_recovering()
-        if recovering:
-            reason = f"requests wait for experts to come back: {reason}"
-        self._on_experts(ExpertsState(ready=recovering, reason=reason, unreachable=self._unreachable()))
-
-    def _is_recovering(self) -> bool:
-        """Whether requests are still welcome: lost experts are mostly back sooner than a client would ask again."""
-        if not self._reached_experts:
-            return False
-        loop = asyncio.get_running_loop()
-        if self._lost_at is None:
-            self._lost_at = loop.time()
-        left = self._lost_at + self._options.recovery_timeout_s - loop.time()
-        if left <= 0:
-            return False
-        self._give_up = loop.call_later(left, self._tell_experts)
-        return True
+    def _look_at_experts(self) -> None:
+        if self.engine is not None:  # nothing is told before the model is loaded
+            self._experts.look(self._remote)
 
     def _unreachable(self) -> list[str]:
         return self._peers.unreachable() if self._peers is not None else []
