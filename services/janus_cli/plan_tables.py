@@ -44,6 +44,7 @@ def show(plan: Plan, tables: Mapping[int, AMaxTable], console: Console) -> None:
         )
     console.print()
     console.print(_memory(plan))
+    console.print(f"a token's KV cache takes {problem.model.kv_bytes_per_token / 1e3:,.1f} kB")
     if plan.frontier:
         console.print()
         console.print(_points("Feasible frontier", plan.frontier[:_ROWS], problem))
@@ -87,6 +88,7 @@ def as_dict(plan: Plan, tables: Mapping[int, AMaxTable]) -> dict[str, Any]:
         "nearest": None if plan.chosen else _point(plan.nearest),
         "step": asdict(plan.step) | {"total_s": plan.step.total_s},
         "memory": {"attention": _budget(plan.attention_memory), "experts": _budget(plan.expert_memory)},
+        "kv_bytes_per_token": plan.problem.model.kv_bytes_per_token,
         "frontier": [_point(point) for point in plan.frontier],
         "neighbours": [_point(point) for point in plan.neighbours],
         "looked_at": plan.looked_at,

@@ -57,6 +57,8 @@ def test_people_get_the_answer_its_memory_the_frontier_and_why_others_lose(capsy
         "TPG",
         "Memory per device",
         "KV cache",
+        # 60 layers of a latent of 512 and a rotated key of 64, in bfloat16.
+        "a token's KV cache takes 69.1 kB",
         "Feasible frontier",
         "Why the neighbours lose",
     ):
@@ -83,6 +85,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["nearest"] is None
     assert found["frontier"][0]["name"] == chosen["name"]
     assert all(each["why"] for each in found["neighbours"])
+    assert found["kv_bytes_per_token"] == 60 * (512 + 64) * 2
     assert found["memory"]["experts"]["total"] <= found["memory"]["experts"]["usable"]
     (table,) = found["a_max"]
     assert table["slots"] == chosen["slots"] == 27
