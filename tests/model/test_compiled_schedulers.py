@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus.core.placement import Placement, static_placement
-from janus.core.scheduling import SCHEDULERS, Assignment
+from janus.core.scheduling import SCHEDULERS, Assignment, LayerTables, layer_tables
+from janus.model.kernels import scheduling
 from janus.model.kernels.scheduling import CompiledScheduler, fastest_scheduler
 from tests.core.optimum import least_a_max
 from tests.core.test_scheduling import placed
@@ -106,6 +107,30 @@ def test_more_instances_than_can_be_balanced_are_served_by_the_first_replica() -
     result = fastest_scheduler("aebs")(ids, placement, 0)
     assert result.phys_ids.tolist() == SCHEDULERS["static"](ids, placement, 0).phys_ids.tolist()
     assert result.proven is None
+
+
+def test_two_epochs_in_use_are_laid_out_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an epoch replaces another, steps in flight alternate between the two, layer by layer."""
+    laid_out: list[int] = []
+
+    def counted(placement: Placement, layer: int) -> LayerTables:
+        laid_out.append(layer)
+        return layer_tables(placement, layer)
+
+    monkeypatch.setattr(scheduling, "layer_tables", counted)
+    random = np.random.default_rng(3)
+    placements = [random_placement(random, 24, instances) for instances in (4, 5, 6, 3, 2)]
+    scheduler, plain = fastest_scheduler("aebs"), SCHEDULERS["aebs"]
+    for _ in range(3):
+        for placement in placements[:4]:
+            ids = random.integers(0, 24, (8, 2)).astype(np.int32)
+            same(scheduler(ids, placement, 0), plain(ids, placement, 0))
+    assert len(laid_out) == 4
+    scheduler(ids, placements[4], 0)
+    scheduler(ids, placements[3], 0)  # one of the last four still
+    assert len(laid_out) == 5
+    scheduler(ids, placements[0], 0)  # used the longest time ago: it has been let go
+    assert len(laid_out) == 6
 
 
 def test_a_decode_step_is_scheduled_in_microseconds() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ _log = structlog.get_logger(__name__)
 #: ``janus::Policy``.
 _POLICIES = {"static": 0, "random": 1, "token-balanced": 2, "aebs-greedy": 3, "aebs": 4}
 _BALANCING = ("aebs-greedy", "aebs")
+#: Placements whose tables are kept: the one in force, the one before it that steps in flight were planned with, and
+#: as many again while both lose an instance.
+_PLACEMENTS_KEPT = 4
 
 
 class ScheduleTables(ctypes.Structure):
@@ -38,6 +43,19 @@ class ScheduleTables(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Prepared:
+    """What the kernel reads of one placement, and where it writes its counts."""
+
+    placement: Placement
+    policy: int
+    #: One per MoE layer; they point into the arrays of ``alive``.
+    tables: list[ScheduleTables]
+    alive: tuple[object, ...]
+    counts: npt.NDArray[np.int32]
+    counts_at: int
+
+
 def fastest_scheduler(name: str) -> Scheduler:
     """Return the scheduler of that name, compiled where there are kernels.
 
@@ -54,14 +72,12 @@ class CompiledScheduler:
 
     def __init__(self, library: Library, name: str) -> None:
         self._library = library
-        self._policy = self._in_force = _POLICIES[name]
+        self._policy = _POLICIES[name]
         self._balancing = name in _BALANCING
-        self._placement: Placement | None = None
-        self._tables: list[ScheduleTables] = []
-        self._alive: list[object] = []
+        #: The placements used last, the newest first: with steps of two epochs in flight, calls alternate.
+        self._prepared: deque[_Prepared] = deque(maxlen=_PLACEMENTS_KEPT)
         self._phys = np.empty(0, dtype=np.int32)
-        self._counts = np.empty(0, dtype=np.int32)
-        self._phys_at = self._counts_at = 0
+        self._phys_at = 0
 
     def __call__(
         self,
@@ -71,8 +87,9 @@ class CompiledScheduler:
         load0: npt.NDArray[np.int32] | None = None,
     ) -> Assignment:
         """See ``janus.core.scheduling.Scheduler``."""
-        if placement is not self._placement:
-            self._prepare(placement)
+        prepared = self._prepared[0] if self._prepared else None
+        if prepared is None or prepared.placement is not placement:
+            prepared = self._switch(placement)
         ids = np.ascontiguousarray(topk_ids, dtype=np.int32)
         queued = None if load0 is None else np.ascontiguousarray(load0, dtype=np.int32)
         tokens, k = ids.shape
@@ -80,13 +97,13 @@ class CompiledScheduler:
         if ids.size > len(self._phys):
             self._phys = np.empty(max(1024, 2 * ids.size), dtype=np.int32)
             self._phys_at = self._phys.ctypes.data
-        counts, counts_at = self._counts, self._counts_at
+        counts, counts_at = prepared.counts, prepared.counts_at
         self._library.schedule(
-            self._in_force,
+            prepared.policy,
             layer,
             tokens,
             k,
-            ctypes.addressof(self._tables[layer]),
+            ctypes.addressof(prepared.tables[layer]),
             ids.ctypes.data,
             None if queued is None else queued.ctypes.data,
             self._phys_at,
@@ -105,22 +122,37 @@ class CompiledScheduler:
             self._phys_at,
         )
 
-    def _prepare(self, placement: Placement) -> None:
+    def _switch(self, placement: Placement) -> _Prepared:
+        """Return what is laid out for ``placement``, laying it out unless it is one of the last ones."""
+        for index, prepared in enumerate(self._prepared):
+            if prepared.placement is placement:
+                del self._prepared[index]
+                break
+        else:
+            prepared = self._prepare(placement)
+        self._prepared.appendleft(prepared)
+        return prepared
+
+    def _prepare(self, placement: Placement) -> _Prepared:
         """Lay out the tables of ``placement``. One with more instances than can be balanced is served all the same."""
         balanced = placement.num_instances <= MAX_INSTANCES
-        self._in_force = self._policy if balanced or not self._balancing else _POLICIES["static"]
-        if self._in_force != self._policy:
+        policy = self._policy if balanced or not self._balancing else _POLICIES["static"]
+        if policy != self._policy:
             _log.warning("scheduler_is_static", instances=placement.num_instances, balanced_at_most=MAX_INSTANCES)
         layers = [layer_tables(placement, layer) if balanced else None for layer in range(placement.num_layers)]
         replicas = np.ascontiguousarray(placement.replica_count)
         physical = np.ascontiguousarray(placement.logical_to_phys)
-        self._tables = [
-            self._layout(placement, tables, replicas[layer], physical[layer]) for layer, tables in enumerate(layers)
-        ]
-        self._alive = [layers, replicas, physical]
-        self._counts = np.zeros(4 + 2 * placement.num_instances, dtype=np.int32)
-        self._counts_at = self._counts.ctypes.data
-        self._placement = placement
+        counts = np.zeros(4 + 2 * placement.num_instances, dtype=np.int32)
+        return _Prepared(
+            placement=placement,
+            policy=policy,
+            tables=[
+                self._layout(placement, tables, replicas[layer], physical[layer]) for layer, tables in enumerate(layers)
+            ],
+            alive=(layers, replicas, physical),
+            counts=counts,
+            counts_at=counts.ctypes.data,
+        )
 
     @staticmethod
     def _layout(
