@@ -161,20 +161,23 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def _completion_prompts(request: CompletionBody, vocab_size: int) -> tuple[Prompt, ...]:
-    match request.prompt:
-        case None | "" | []:
-            raise InvalidRequest("prompt is missing or empty; give text or token ids", param="prompt")
-        case str(text):
-            return (text,)
-        case [int(), *_] as ids if all(type(i) is int for i in ids):
-            return (_checked_ids(ids, vocab_size, "prompt"),)  # type: ignore[arg-type]
-        case [str(), *_] as texts if all(isinstance(text, str) for text in texts):
-            if not all(texts):
-                raise InvalidRequest("prompt has an empty text; give at least one character each", param="prompt")
-            return tuple(texts)  # type: ignore[arg-type]
-        case [list(), *_] as rows if all(isinstance(row, list) for row in rows):
-            return tuple(_checked_ids(row, vocab_size, f"prompt[{i}]") for i, row in enumerate(rows))  # type: ignore[arg-type]
-    raise InvalidRequest("prompt mixes texts and token ids; give a list of one kind", param="prompt")
+    prompt = request.prompt
+    if not prompt:
+        raise InvalidRequest("prompt is missing or empty; give text or token ids", param="prompt")
+    if isinstance(prompt, str):
+        return (prompt,)
+    ids = [each for each in prompt if isinstance(each, int)]
+    texts = [each for each in prompt if isinstance(each, str)]
+    rows = [each for each in prompt if isinstance(each, list)]
+    if len(ids) == len(prompt):
+        return (_checked_ids(ids, vocab_size, "prompt"),)
+    if len(rows) == len(prompt):
+        return tuple(_checked_ids(row, vocab_size, f"prompt[{i}]") for i, row in enumerate(rows))
+    if len(texts) < len(prompt):
+        raise InvalidRequest("prompt mixes texts and token ids; give a list of one kind", param="prompt")
+    if not all(texts):
+        raise InvalidRequest("prompt has an empty text; give at least one character each", param="prompt")
+    return tuple(texts)
 
 
 def _checked_ids(ids: list[int], vocab_size: int, param: str) -> list[int]:

@@ -33,6 +33,7 @@ from janus.messages.control import (
 from janus.runtime.health import Health
 from janus.runtime.http import HttpServer
 from janus.runtime.peers import PeerSet
+from janus.runtime.step_news import refusal
 from janus.text import Tokenizer
 from janus.transport.endpoint import Listener, listen
 from janus.transport.link import InFrame, Link
@@ -147,7 +148,7 @@ class EchoInstance:
             self._links[message.request_id] = link
             for action in self._batcher.submit(message, eos_token_ids=[self.eos], now=0.0):
                 if isinstance(action, Reject):
-                    self._send([_refusal(message, action.error)])
+                    self._send([refusal(message, action.error)])
         elif isinstance(message, Cancel):
             self.cancelled.append(message.request_id)
             self._batcher.cancel(message.request_id)
@@ -206,19 +207,6 @@ def _logprob(view: SamplingView, token: int) -> TokenLogprob | None:
         return None
     return TokenLogprob(
         logprob=-0.25, top_ids=[token, *range(count)][:count], top_logprobs=[-0.25, *[-2.0] * count][:count]
-    )
-
-
-def _refusal(message: Submit, error: RequestError) -> TokenDelta:
-    return TokenDelta(
-        request_id=message.request_id,
-        index=len(message.emitted_ids),
-        token_ids=[],
-        finish_reason="error",
-        status=error.status,
-        code=error.code,
-        problem=error.message,
-        retry_after_s=error.retry_after_s,
     )
 
 
