@@ -1,8 +1,8 @@
 """The autoscaler's decisions: what was observed in, wanted numbers and the reason out. No clock, no effects.
 
 ``Autoscaler.observe(observation, now)`` is called every few seconds, by the placement-controller and by the simulator
-alike. ``contract.py`` has what goes in and out, ``autoscaler.py`` the rules, ``models.py`` what is expected of other
-numbers of instances, and ``target.py`` the fewest that hold the SLO.
+alike. ``contract.py`` has what goes in and out, ``autoscaler.py`` the rules, ``learned.py`` and ``planned.py`` what is
+expected of other numbers of instances, and ``target.py`` the fewest that hold the SLO.
 """
 
 from janus.core.scaling.autoscaler import Autoscaler
