@@ -91,13 +91,15 @@ class Watch:
 
     async def balanced(self, since: float) -> float | None:
         """Return when the first placement for balance after ``since`` came into force; ``None``: none did."""
+        known = max((each.move.epoch for each in self.seen if each.at <= since and each.move is not None), default=0)
+        # From the first look after it on: the load shares this loop, and thousands of looks take a while to go through.
+        at = next((index for index, each in enumerate(self.seen) if each.at > since), len(self.seen))
         while time.perf_counter() < since + _MOVE_LIMIT_S:
-            for each in self.seen:
+            for each in self.seen[at:]:
                 move = each.move
-                if each.at > since and move is not None and (move.reason, move.outcome) == ("balance", "in force"):
-                    before = [seen.move.epoch for seen in self.seen if seen.at <= since and seen.move is not None]
-                    if move.epoch > max(before, default=0):
-                        return each.at
+                if move is not None and (move.reason, move.outcome) == ("balance", "in force") and move.epoch > known:
+                    return each.at
+            at = len(self.seen)
             await asyncio.sleep(_POLL_S)
         return None
 
