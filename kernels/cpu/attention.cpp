@@ -62,28 +62,15 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
   static std::vector<Item> items;  // guarded by the pool's lock
   list_items(step, kQueryRows, items);
 
-  auto row_groups = [tokens](long task, auto f) {
-    for (long r = task * kRowsPerTask; r < std::min(tokens, (task + 1) * kRowsPerTask); ++r) f(r);
-  };
-  auto norm_in = [&](long task) {
-    row_groups(task, [&](long r) { rms_norm(h + r * hidden, layer.input_norm, normed + r * hidden, hidden, eps); });
-  };
-
-  const long qkv_panels = ceil_div(qkv_width, kPanel);
-  const long qkv_step = std::max(1L, kTaskBytes / long(panel_size<T>(hidden) * sizeof(T)));
-  auto project = [&](long task) {
-    times_panels(
-        static_cast<const T*>(layer.qkv), task * qkv_step, std::min(qkv_panels, (task + 1) * qkv_step), hidden, tokens,
-        [&](long r) { return normed + r * hidden; },
-        [&](long r, long column, f32x16 a, f32x16 b) { store_panel(qkv + r * qkv_width, column, qkv_width, a, b); });
-  };
+  const Norm<T> norm_in{h, layer.input_norm, normed, hidden, tokens, eps};
+  const Projection<T> project{static_cast<const T*>(layer.qkv), qkv_width, hidden, tokens, normed, qkv};
 
   const long rotary = shape.rotary;
   const float most = float(shape.clip);
   const bool apart = shape.whole_norm || most > 0;  // norms are not part of the rotation
   const float *q_norm = apart ? nullptr : layer.q_norm, *k_norm = apart ? nullptr : layer.k_norm;
   auto rotate_rows = [&](long task) {
-    row_groups(task, [&](long r) {
+    each_row(task, tokens, [&](long r) {
       float* row = qkv + r * qkv_width;
       if (layer.qkv_bias)
         for (long c = 0; c < qkv_width; ++c) row[c] += layer.qkv_bias[c];
@@ -133,23 +120,17 @@ void run(const AttentionShape& shape, const AttentionLayer& layer, const Attenti
     }
   };
 
-  const long o_panels = ceil_div(hidden, kPanel);
-  const long o_step = out_step<T>(o_panels, q_width, pool.threads());
-  // A copy of the bias that may be read past `hidden`.
-  float* bias = static_cast<float*>(pool.scratch(4, (o_panels * kPanel) * sizeof(float)));
-  if (layer.o_bias) std::copy(layer.o_bias, layer.o_bias + hidden, bias);
-  auto output = [&](long task) {
-    project_out(static_cast<const T*>(layer.o), layer.o_bias ? bias : nullptr, task * o_step,
-                std::min(o_panels, (task + 1) * o_step), attended, q_width, h, h_out, hidden, tokens);
-  };
-  auto norm_out = [&](long task) {
-    row_groups(task, [&](long r) { rms_norm(h_out + r * hidden, layer.post_norm, x_out + r * hidden, hidden, eps); });
-  };
+  const WayOut<T> output(pool, 4, static_cast<const T*>(layer.o), layer.o_bias, attended, q_width, h, h_out, hidden,
+                         tokens);
+  const Norm<T> norm_out{h_out, layer.post_norm, x_out, hidden, tokens, eps};
 
   const long groups = ceil_div(tokens, kRowsPerTask);
-  Phase phases[] = {phase(groups, norm_in),         phase(ceil_div(qkv_panels, qkv_step), project),
-                    phase(groups, rotate_rows),     phase(count * split, attention),
-                    phase(ceil_div(o_panels, o_step), output), phase(groups, norm_out)};
+  Phase phases[] = {phase(groups, norm_in),
+                    phase(project.tasks(), project),
+                    phase(groups, rotate_rows),
+                    phase(count * split, attention),
+                    phase(output.tasks(), output),
+                    phase(groups, norm_out)};
   const long bytes = hidden * (qkv_width + q_width) * long(sizeof(T));
   pool.run(phases, 6, bytes + tokens * hidden * (qkv_width + q_width) / 8 > (256 << 10));
 }
@@ -177,9 +158,5 @@ JANUS_API void janus_pack(int64_t dtype, int64_t n, int64_t k, const void* from,
 // h, h_out, x_out: [tokens, hidden] in dtype.
 JANUS_API void janus_attention(const AttentionShape* shape, const AttentionLayer* layer, const AttentionStep* step,
                                const void* h, void* h_out, void* x_out) {
-  if (shape->dtype == kBfloat16) {
-    run(*shape, *layer, *step, static_cast<const bf16*>(h), static_cast<bf16*>(h_out), static_cast<bf16*>(x_out));
-  } else {
-    run(*shape, *layer, *step, static_cast<const float*>(h), static_cast<float*>(h_out), static_cast<float*>(x_out));
-  }
+  in_dtype(shape->dtype, h, h_out, x_out, [&](auto... rows) { run(*shape, *layer, *step, rows...); });
 }

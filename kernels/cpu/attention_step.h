@@ -1,12 +1,15 @@
-// What the kinds of attention share: a step's description, its cut into tasks, rotary embedding, and the way out.
+// What the kinds of attention share: a step's description, its cut into tasks, norms, projections, rotary embedding,
+// and the way out.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "api.h"
 #include "gemm.h"
 #include "norm.h"
+#include "pool.h"
 
 namespace janus {
 
@@ -75,33 +78,101 @@ inline void store_row(const float* from, T* to, long n) {
   for (; d < n; ++d) put(to + d, from[d]);
 }
 
-// Panels [first, last) of h_out = h + attended W + bias. `bias` (null = none) may be read up to a whole panel.
-template <typename T>
-void project_out(const T* w, const float* bias, long first, long last, const T* attended, long width, const T* h,
-                 T* h_out, long hidden, long tokens) {
-  times_panels(
-      w, first, last, width, tokens, [&](long r) { return attended + r * width; },
-      [&](long r, long column, f32x16 a, f32x16 b) {
-        if (bias) {
-          a += load16(bias + column);
-          b += load16(bias + column + 16);
-        }
-        const T* from = h + r * hidden;
-        if (column + kPanel > hidden) {
-          float tail[kPanel] = {};
-          for (long c = column; c < hidden; ++c) tail[c - column] = to_float(from[c]);
-          store_panel(h_out + r * hidden, column, hidden, a + load16(tail), b + load16(tail + 16));
-          return;
-        }
-        store16(h_out + r * hidden + column, load16(from + column) + a);
-        store16(h_out + r * hidden + column + 16, load16(from + column + 16) + b);
-      });
+// Calls f(row) for the rows of one of the tasks that work row by row.
+template <typename F>
+inline void each_row(long task, long tokens, F f) {
+  for (long r = task * kRowsPerTask; r < std::min(tokens, (task + 1) * kRowsPerTask); ++r) f(r);
 }
 
-// Panels of the way out that make one task: a task's weights, but enough tasks for all threads.
+// A phase's work: to = the norm of every row of `from`, both [tokens, width].
 template <typename T>
-inline long out_step(long panels, long width, long threads) {
-  return std::max(1L, std::min(kTaskBytes / long(panel_size<T>(width) * sizeof(T)), panels / (2L * threads)));
+struct Norm {
+  const T* from;
+  const float* weight;
+  T* to;
+  long width, tokens;
+  float eps;
+
+  void operator()(long task) const {
+    each_row(task, tokens, [&](long r) { rms_norm(from + r * width, weight, to + r * width, width, eps); });
+  }
+};
+
+// A phase's work: out [tokens, columns] in f32 = x [tokens, k] times a packed W.
+template <typename T>
+struct Projection {
+  const T* w;
+  long columns, k, tokens;
+  const T* x;
+  float* out;
+
+  long panels() const { return ceil_div(columns, kPanel); }
+  long step() const { return std::max(1L, kTaskBytes / long(panel_size<T>(k) * sizeof(T))); }
+  long tasks() const { return ceil_div(panels(), step()); }
+  void operator()(long task) const {
+    const long first = task * step();
+    product(w, first, std::min(panels(), first + step()), columns, k, tokens, x, k, out, columns);
+  }
+};
+
+// A phase's work: h_out [tokens, hidden] = h + attended [tokens, width] times a packed W + bias.
+template <typename T>
+class WayOut {
+ public:
+  // `bias` (null = none) is copied to scratch memory `slot`: it is read up to a whole panel.
+  WayOut(Pool& pool, int slot, const T* w, const float* bias, const T* attended, long width, const T* h, T* h_out,
+         long hidden, long tokens)
+      : w_(w), attended_(attended), h_(h), h_out_(h_out), width_(width), hidden_(hidden), tokens_(tokens) {
+    panels_ = ceil_div(hidden, kPanel);
+    // A task's weights, but enough tasks for all threads.
+    const long bytes = long(panel_size<T>(width) * sizeof(T));
+    step_ = std::max(1L, std::min(kTaskBytes / bytes, panels_ / (2L * pool.threads())));
+    if (!bias) return;
+    float* copy = static_cast<float*>(pool.scratch(slot, panels_ * kPanel * sizeof(float)));
+    std::copy(bias, bias + hidden, copy);
+    bias_ = copy;
+  }
+
+  long tasks() const { return ceil_div(panels_, step_); }
+
+  void operator()(long task) const {
+    times_panels(
+        w_, task * step_, std::min(panels_, (task + 1) * step_), width_, tokens_,
+        [&](long r) { return attended_ + r * width_; },
+        [&](long r, long column, f32x16 a, f32x16 b) {
+          if (bias_) {
+            a += load16(bias_ + column);
+            b += load16(bias_ + column + 16);
+          }
+          const T* from = h_ + r * hidden_;
+          if (column + kPanel > hidden_) {
+            float tail[kPanel] = {};
+            for (long c = column; c < hidden_; ++c) tail[c - column] = to_float(from[c]);
+            store_panel(h_out_ + r * hidden_, column, hidden_, a + load16(tail), b + load16(tail + 16));
+            return;
+          }
+          store16(h_out_ + r * hidden_ + column, load16(from + column) + a);
+          store16(h_out_ + r * hidden_ + column + 16, load16(from + column + 16) + b);
+        });
+  }
+
+ private:
+  const T* w_;
+  const float* bias_ = nullptr;
+  const T* attended_;
+  const T* h_;
+  T* h_out_;
+  long width_, hidden_, tokens_, panels_, step_;
+};
+
+// Calls run(h, h_out, x_out) with pointers to what `dtype` says.
+template <typename F>
+inline void in_dtype(int64_t dtype, const void* h, void* h_out, void* x_out, F run) {
+  if (dtype == kBfloat16) {
+    run(static_cast<const bf16*>(h), static_cast<bf16*>(h_out), static_cast<bf16*>(x_out));
+  } else {
+    run(static_cast<const float*>(h), static_cast<float*>(h_out), static_cast<float*>(x_out));
+  }
 }
 
 }  // namespace janus

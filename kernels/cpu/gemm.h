@@ -31,20 +31,30 @@ inline long panel_size(long k) {
 }
 
 // Writes row-major W [n, k] (leading dimension k) as panels; columns and k beyond the matrix are zero. `row_of(c)`
-// tells which row of W is output column c, or -1 for none.
+// tells which row of W is output column c, or -1 for none. A group of k is 32 bits in both types, so that packing is
+// transposing words; element by element it takes eight times as long, and a start is little else but reading and this.
 template <typename T, typename F>
 void pack_panels(T* to, const T* from, long columns, long k, F row_of) {
   constexpr int group = kGroup<T>;
-  long panel = panel_size<T>(k);
-  for (long p = 0; p < ceil_div(columns, kPanel); ++p) {
-    T* base = to + p * panel;
-    std::memset(static_cast<void*>(base), 0, panel * sizeof(T));
-    for (int c = 0; c < kPanel; ++c) {
-      long row = row_of(p * kPanel + c);
-      if (row < 0) continue;
-      const T* source = from + row * k;
-      for (long i = 0; i < k; ++i) base[(i / group * kPanel + c) * group + i % group] = source[i];
+  static_assert(group * sizeof(T) == 4);
+  const long panel = panel_size<T>(k), words = k / (16 * group) * 16;
+  const T* rows[16];
+  for (long p = 0; p < 2 * ceil_div(columns, kPanel); ++p) {  // halves of panels
+    T* base = to + p / 2 * panel + p % 2 * 16 * group;
+    for (int c = 0; c < 16; ++c) {
+      const long row = row_of(p * 16 + c);
+      rows[c] = row < 0 ? nullptr : from + row * k;
     }
+    for (long i = 0; i < words; i += 16) {
+      u32x16 tile[16] = {};
+      for (int c = 0; c < 16; ++c)
+        if (rows[c]) std::memcpy(&tile[c], rows[c] + i * group, 64);
+      transpose16(tile);
+      for (int j = 0; j < 16; ++j) std::memcpy(base + (i + j) * kPanel * group, &tile[j], 64);
+    }
+    for (int c = 0; c < 16; ++c)
+      for (long i = words * group; i < round_up(k, group); ++i)
+        base[(i / group * kPanel + c) * group + i % group] = rows[c] && i < k ? rows[c][i] : T{};
   }
 }
 
@@ -157,6 +167,16 @@ inline void store_panel(T* row, long column, long columns, f32x16 left, f32x16 r
   store16(lanes, left);
   store16(lanes + 16, right);
   for (long c = column; c < columns; ++c) put(row + c, lanes[c - column]);
+}
+
+// Panels [first, last) of out = x W for m rows: those of x are `x_stride` apart, those of out, of `columns`,
+// `out_stride`.
+template <typename T, typename Out>
+inline void product(const T* w, long first, long last, long columns, long k, long m, const T* x, long x_stride,
+                    Out* out, long out_stride) {
+  times_panels(
+      w, first, last, k, m, [&](long r) { return x + r * x_stride; },
+      [&](long r, long column, f32x16 a, f32x16 b) { store_panel(out + r * out_stride, column, columns, a, b); });
 }
 
 }  // namespace janus

@@ -62,21 +62,8 @@ void run(const LatentShape& shape, const LatentLayer& layer, const AttentionStep
   static std::vector<Item> items;  // guarded by the pool's lock
   list_items(step, kQueryRows, items);
 
-  auto row_groups = [tokens](long task, auto f) {
-    for (long r = task * kRowsPerTask; r < std::min(tokens, (task + 1) * kRowsPerTask); ++r) f(r);
-  };
-  auto norm_in = [&](long task) {
-    row_groups(task, [&](long r) { rms_norm(h + r * hidden, layer.input_norm, normed + r * hidden, hidden, eps); });
-  };
-
-  const long a_panels = ceil_div(a_width, kPanel);
-  const long a_step = std::max(1L, kTaskBytes / long(panel_size<T>(hidden) * sizeof(T)));
-  auto project_a = [&](long task) {
-    times_panels(
-        static_cast<const T*>(layer.a), task * a_step, std::min(a_panels, (task + 1) * a_step), hidden, tokens,
-        [&](long r) { return normed + r * hidden; },
-        [&](long r, long column, f32x16 x, f32x16 y) { store_panel(a + r * a_width, column, a_width, x, y); });
-  };
+  const Norm<T> norm_in{h, layer.input_norm, normed, hidden, tokens, eps};
+  const Projection<T> project_a{static_cast<const T*>(layer.a), a_width, hidden, tokens, normed, a};
 
   // Unrotated parts to `plain`, rotated ones behind the absorbed ones that `absorb` computes.
   auto split_query = [&](long r) {
@@ -87,7 +74,7 @@ void run(const LatentShape& shape, const LatentLayer& layer, const AttentionStep
     }
   };
   auto write_latents = [&](long task) {
-    row_groups(task, [&](long r) {
+    each_row(task, tokens, [&](long r) {
       float* row = a + r * a_width;
       if (layer.a_bias)
         for (long c = 0; c < a_width; ++c) row[c] += layer.a_bias[c];
@@ -103,24 +90,13 @@ void run(const LatentShape& shape, const LatentLayer& layer, const AttentionStep
     });
   };
 
-  const long q_panels = shape.q_rank ? ceil_div(q_width, kPanel) : 0;
-  const long q_step = std::max(1L, kTaskBytes / long(panel_size<T>(std::max(1L, long(shape.q_rank))) * sizeof(T)));
-  auto project_q = [&](long task) {
-    times_panels(
-        static_cast<const T*>(layer.q_b), task * q_step, std::min(q_panels, (task + 1) * q_step), shape.q_rank, tokens,
-        [&](long r) { return normed + r * shape.q_rank; },
-        [&](long r, long column, f32x16 x, f32x16 y) { store_panel(q + r * q_width, column, q_width, x, y); });
-  };
-  auto split_queries = [&](long task) { row_groups(task, split_query); };
+  const Projection<T> project_q{static_cast<const T*>(layer.q_b), q_width, shape.q_rank, tokens, normed, q};
+  auto split_queries = [&](long task) { each_row(task, tokens, split_query); };
 
   const long up_panels = ceil_div(rank, kPanel), up_size = up_panels * panel_size<T>(nope);
   auto absorb = [&](long head) {
-    times_panels(
-        static_cast<const T*>(layer.k_up) + head * up_size, 0, up_panels, nope, tokens,
-        [&](long r) { return plain + (r * heads + head) * nope; },
-        [&](long r, long column, f32x16 x, f32x16 y) {
-          store_panel(queries + (r * heads + head) * latent, column, rank, x, y);
-        });
+    product(static_cast<const T*>(layer.k_up) + head * up_size, 0, up_panels, rank, nope, tokens, plain + head * nope,
+            heads * nope, queries + head * latent, heads * latent);
   };
 
   // All heads see the same latents, as if they were the query heads of one key head; a task takes some of them.
@@ -144,37 +120,24 @@ void run(const LatentShape& shape, const LatentLayer& layer, const AttentionStep
 
   const long down_panels = ceil_div(value, kPanel), down_size = down_panels * panel_size<T>(rank);
   auto expand = [&](long head) {
-    times_panels(
-        static_cast<const T*>(layer.v_up) + head * down_size, 0, down_panels, rank, tokens,
-        [&](long r) { return attended + (r * heads + head) * rank; },
-        [&](long r, long column, f32x16 x, f32x16 y) {
-          store_panel(values + (r * heads + head) * value, column, value, x, y);
-        });
+    product(static_cast<const T*>(layer.v_up) + head * down_size, 0, down_panels, value, rank, tokens,
+            attended + head * rank, heads * rank, values + head * value, heads * value);
   };
 
-  const long width = heads * value, o_panels = ceil_div(hidden, kPanel);
-  const long o_step = out_step<T>(o_panels, width, pool.threads());
-  // A copy of the bias that may be read past `hidden`.
-  float* bias = static_cast<float*>(pool.scratch(7, (o_panels * kPanel) * sizeof(float)));
-  if (layer.o_bias) std::copy(layer.o_bias, layer.o_bias + hidden, bias);
-  auto output = [&](long task) {
-    project_out(static_cast<const T*>(layer.o), layer.o_bias ? bias : nullptr, task * o_step,
-                std::min(o_panels, (task + 1) * o_step), values, width, h, h_out, hidden, tokens);
-  };
-  auto norm_out = [&](long task) {
-    row_groups(task, [&](long r) { rms_norm(h_out + r * hidden, layer.post_norm, x_out + r * hidden, hidden, eps); });
-  };
+  const long width = heads * value;
+  const WayOut<T> output(pool, 7, static_cast<const T*>(layer.o), layer.o_bias, values, width, h, h_out, hidden, tokens);
+  const Norm<T> norm_out{h_out, layer.post_norm, x_out, hidden, tokens, eps};
 
   const long groups = ceil_div(tokens, kRowsPerTask);
   Phase phases[] = {phase(groups, norm_in),
-                    phase(ceil_div(a_panels, a_step), project_a),
+                    phase(project_a.tasks(), project_a),
                     phase(groups, write_latents),
-                    phase(ceil_div(q_panels, q_step), project_q),
+                    phase(shape.q_rank ? project_q.tasks() : 0, project_q),
                     phase(shape.q_rank ? groups : 0, split_queries),
                     phase(heads, absorb),
                     phase(count * split, attention),
                     phase(heads, expand),
-                    phase(ceil_div(o_panels, o_step), output),
+                    phase(output.tasks(), output),
                     phase(groups, norm_out)};
   const long weights = hidden * (a_width + width) + shape.q_rank * q_width + heads * rank * (nope + value);
   pool.run(phases, 10, weights * long(sizeof(T)) + tokens * weights / 8 > (256 << 10));
@@ -188,9 +151,5 @@ using namespace janus;
 // h, h_out, x_out: [tokens, hidden] in dtype.
 JANUS_API void janus_latent_attention(const LatentShape* shape, const LatentLayer* layer, const AttentionStep* step,
                                       const void* h, void* h_out, void* x_out) {
-  if (shape->dtype == kBfloat16) {
-    run(*shape, *layer, *step, static_cast<const bf16*>(h), static_cast<bf16*>(h_out), static_cast<bf16*>(x_out));
-  } else {
-    run(*shape, *layer, *step, static_cast<const float*>(h), static_cast<float*>(h_out), static_cast<float*>(x_out));
-  }
+  in_dtype(shape->dtype, h, h_out, x_out, [&](auto... rows) { run(*shape, *layer, *step, rows...); });
 }

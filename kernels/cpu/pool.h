@@ -27,7 +27,8 @@ struct Phase {
 // Makes a phase of a callable `f(long task)`, which must outlive the job.
 template <typename F>
 Phase phase(long tasks, F& f) {
-  return {tasks, [](void* context, long task) { (*static_cast<F*>(context))(task); }, &f};
+  void* context = const_cast<void*>(static_cast<const void*>(&f));
+  return {tasks, [](void* each, long task) { (*static_cast<F*>(each))(task); }, context};
 }
 
 class Pool {

@@ -93,14 +93,15 @@ inline float top16(f32x16 v) {
   return fold16(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// Lane i of the result is the sum of the lanes of v[i], always in the same order; v is used up. A tree of shuffles: a
-// quarter of the work of sixteen separate sums.
-inline f32x16 sum_each16(f32x16 (&v)[16]) {
 #if defined(__clang__)
 #define JANUS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define JANUS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, i32x16{__VA_ARGS__})
 #endif
+
+// Lane i of the result is the sum of the lanes of v[i], always in the same order; v is used up. A tree of shuffles: a
+// quarter of the work of sixteen separate sums.
+inline f32x16 sum_each16(f32x16 (&v)[16]) {
   // Each round folds two vectors into one and halves what is left to add per sum.
   for (int i = 0; i < 8; ++i) {
     f32x16 a = v[i], b = v[i + 8];
@@ -120,8 +121,34 @@ inline f32x16 sum_each16(f32x16 (&v)[16]) {
   f32x16 a = v[0], b = v[1];
   return JANUS_SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
          JANUS_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-#undef JANUS_SHUFFLE
 }
+
+// Lane c of v[i] becomes what lane i of v[c] was. Each round exchanges the halves of parts that are half as large.
+inline void transpose16(u32x16 (&v)[16]) {
+  for (int i = 0; i < 8; ++i) {
+    u32x16 a = v[i], b = v[i + 8];
+    v[i] = JANUS_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    v[i + 8] = JANUS_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  for (int part = 0; part < 16; part += 8)
+    for (int i = part; i < part + 4; ++i) {
+      u32x16 a = v[i], b = v[i + 4];
+      v[i] = JANUS_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+      v[i + 4] = JANUS_SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+  for (int part = 0; part < 16; part += 4)
+    for (int i = part; i < part + 2; ++i) {
+      u32x16 a = v[i], b = v[i + 2];
+      v[i] = JANUS_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      v[i + 2] = JANUS_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+  for (int i = 0; i < 16; i += 2) {
+    u32x16 a = v[i], b = v[i + 1];
+    v[i] = JANUS_SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    v[i + 1] = JANUS_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  }
+}
+#undef JANUS_SHUFFLE
 
 // e^x within 2 ulp for x in [-87, 88], clamped outside (so e^-inf is 1e-38, not 0: callers mask). Cephes' expf.
 inline f32x16 exp16(f32x16 x) {
