@@ -142,16 +142,15 @@ class _Cell:
         last end. Otherwise each goes on by itself, and the time is that of its own dispatches.
         """
         workers = self._workers
-        told = {"do": "run", "gate": gate, "way": way, "tokens": self._tokens, "layers": layers}
+        told = {"do": "run", "gate": gate, "way": way, "tokens": self._tokens, "layers": layers, "together": together}
         before = self._bed.traffic()
+        with Barrier(len(workers.attention)) as barrier:
+            answers = workers.ask({**told, "barrier": barrier.path}, workers.attention)
         if together:
-            with Barrier(len(workers.attention)) as barrier:
-                answers = workers.ask({**told, "barrier": barrier.path}, workers.attention)
             begun = zip(*(answer["begun"] for answer in answers.values()), strict=True)
             ended = zip(*(answer["ended"] for answer in answers.values()), strict=True)
             times = [(max(ends) - min(begins)) * 1e6 for begins, ends in zip(begun, ended, strict=True)]
         else:
-            answers = workers.ask(told, workers.attention)
             times = [us for answer in answers.values() for us in answer["us"]]
         crossed = _crossed(before, self._bed.traffic())
         total = {key: sum(answer[key] for answer in answers.values()) for key in ("frames", "hand_ins", "linger_ns")}

@@ -197,16 +197,24 @@ class Worker:
             "intra_us": _us(self.intra),
         }
 
-    async def do_run(self, *, way: str, gate: str, tokens: int, layers: int, barrier: str = "") -> dict[str, Any]:
+    async def do_run(
+        self, *, way: str, gate: str, tokens: int, layers: int, barrier: str, together: bool
+    ) -> dict[str, Any]:
         """Dispatch and combine so many layers; returns when each began and ended, and what was counted.
 
-        ``barrier``: begin each layer with all others who are given this path.
+        Args:
+            way: as the option --exchange has it.
+            gate: likewise.
+            tokens: rows of each batch.
+            layers: how many.
+            barrier: where to wait for all others who are given this path, before the first layer.
+            together: wait before each layer.
         """
         exchange = self.exchange
         if exchange is None:
             return {}
         # What it is like apart from the others is another thing to learn.
-        key = f"{way}/{gate}/{bool(barrier)}"
+        key = f"{way}/{gate}/{together}"
         if key not in self.choices:
             self.choices[key] = ModeChoice(way)  # type: ignore[arg-type]
             self.choices[key].measured(inter=self.inter, intra=self.intra)
@@ -223,18 +231,17 @@ class Worker:
         before = asdict(exchange.times)
         begun: list[float] = []
         ended: list[float] = []
-        together = Party(barrier) if barrier else None
+        party = Party(barrier)
         with torch.inference_mode():
             for number in range(layers):
                 layer = number % LAYERS
                 routing = (None, None) if gate == "expert" else (ids[layer], weights_TK)
-                if together is not None:
-                    await together.arrive(timeout_s=120.0)
+                if together or not number:
+                    await party.arrive(timeout_s=120.0)
                 begun.append(time.monotonic())
                 await exchange.combine(exchange.dispatch(layer, x_TH, *routing))
                 ended.append(time.monotonic())
-        if together is not None:
-            together.close()
+        party.close()
         after = asdict(exchange.times)
         taken = [(end - begin) * 1e6 for begin, end in zip(begun, ended, strict=True)]
         counted = {name: after[name] - before[name] for name in after}
