@@ -189,7 +189,10 @@ def _named(error: msgspec.ValidationError, kind: type[msgspec.Struct], where: st
     if unknown is None:
         return ConfigError(f"{where}: {path}" if path else where, problem[:1].lower() + problem[1:], _HELP)
     # Below the table itself there are links and the host, in the whole file, and figures.
-    tables = {**dict.fromkeys(("intra", "inter", "peers"), LinkTable), "host": HostTable}
+    tables: dict[str, type[msgspec.Struct]] = {
+        **dict.fromkeys(("intra", "inter", "peers"), LinkTable),
+        "host": HostTable,
+    }
     table = kind if not key else tables.get(key, FigureTable)
     names = [field.encode_name for field in msgspec.structs.fields(table)]
     near = difflib.get_close_matches(unknown[1], names, n=1)

@@ -46,8 +46,10 @@ def expert_layer_s(
     weights = a_max * model.expert_bytes / device.weight_bytes_s
     products = choices * 2 * model.expert_params / device.flops_s
     one_core, all_cores = _shares(deployment.experts, device, profile.host)
-    seconds = (device.expert_layer_s + choices * device.row_s) * one_core + larger(weights, products) * all_cores
-    return seconds * profile.host.turns(deployment.experts, device.shared_cores) if profile.host.cores else seconds
+    seconds: float = (device.expert_layer_s + choices * device.row_s) * one_core + larger(weights, products) * all_cores
+    if profile.host.cores:
+        seconds = seconds * profile.host.turns(deployment.experts, device.shared_cores)
+    return seconds
 
 
 def exchange_layer_s(
