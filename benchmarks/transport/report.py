@@ -90,7 +90,8 @@ def _compared(link: dict[str, Any], raw: dict[str, Any], probing: dict[str, Any]
 
 
 def _ratio(link: dict[str, Any], raw: dict[str, Any]) -> float:
-    return statistics.median(a / b for a, b in zip(link["turns_us"], raw["turns_us"], strict=True))
+    turns: list[tuple[float, float]] = list(zip(link["turns_us"], raw["turns_us"], strict=True))
+    return statistics.median(ours / theirs for ours, theirs in turns)
 
 
 def _size(nbytes: int) -> str:

@@ -103,7 +103,7 @@ def test_overheads_are_microseconds_for_small_and_ratios_for_large_frames() -> N
 def test_the_sweep_and_the_ladder_fill_the_keys_in_any_order(tmp_path: Path) -> None:
     cells = [cell(), cell(tokens=16, auto=(150.0, 300.0, 450.0))]
     sweep = {**swept(cells, FIGURES), **RUN, "cells": cells}
-    files = []
+    files: list[dict[str, Any]] = []
     for order in ((climbed(LADDER) | {"ladder": LADDER}, sweep), (sweep, climbed(LADDER) | {"ladder": LADDER})):
         path = tmp_path / f"{len(files)}.json"
         for found in order:

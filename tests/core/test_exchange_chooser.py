@@ -55,8 +55,9 @@ def test_a_neighbour_that_goes_a_way_that_is_not_possible_here_says_nothing() ->
 
 def test_one_possible_way_is_taken_and_never_put_on_trial() -> None:
     chooser = ModeChooser()
-    assert set(run(chooser, 0, 100, ("direct",))) == {"direct"}
-    assert chooser.settled(0, ("direct",))
+    only: tuple[Mode, ...] = ("direct",)
+    assert set(run(chooser, 0, 100, only)) == {"direct"}
+    assert chooser.settled(0, only)
     assert chooser.trials == 0
 
 

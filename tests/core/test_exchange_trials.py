@@ -101,8 +101,8 @@ def test_the_longer_a_way_has_lost_the_rarer_it_is_tried() -> None:
 
 
 def test_of_ways_that_are_as_good_the_one_with_the_fewest_frames_is_taken() -> None:
-    world = World(dict.fromkeys(MODES, 1e-3), noisy(5, 0.1))
-    world.contest.choose(("direct",), lambda: EVEN)
+    world = World(dict.fromkeys(MODES, 1e-3), noisy(5, 0.02))
+    world.run(1, ("direct",))
     world.run(1000)
     assert world.contest.usual == "two-phase"
 

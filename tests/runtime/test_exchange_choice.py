@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from janus.core.exchange_routes import MODES
 from janus.model.config import ModelConfig
@@ -29,7 +30,9 @@ async def nodes(engine: MakeEngine) -> AsyncIterator[Nodes]:
 async def test_the_first_member_of_each_node_tries_the_ways_and_the_others_follow(
     nodes: Nodes, config: ModelConfig
 ) -> None:
-    given = {name: batch(2, config.hidden_size, seed=index) for index, name in enumerate(ATTENTION)}
+    given: dict[str, tuple[torch.Tensor, ...]] = {
+        name: batch(2, config.hidden_size, seed=index) for index, name in enumerate(ATTENTION)
+    }
 
     async def steps(count: int) -> None:
         for _ in range(count):

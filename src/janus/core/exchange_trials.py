@@ -194,12 +194,10 @@ class Contest:
         """Nothing is known, or the usual way has vanished."""
         known = {way: level for way, level in self.levels.items() if way in ways}
         # What was measured counts, and what is unknown is judged beside it as the prior has it.
-        if known:
-            offset = fmean(level - prior[way] for way, level in known.items())
-            self.usual = min(ways, key=lambda way: (known.get(way, prior[way] + offset), -MODES.index(way)))
-        else:
-            self.usual = min(ways, key=lambda way: (prior[way], -MODES.index(way)))
-        self.levels.setdefault(self.usual, 0.0)
+        offset = fmean(level - prior[way] for way, level in known.items()) if known else 0.0
+        usual = min(ways, key=lambda way: (known.get(way, prior[way] + offset), -MODES.index(way)))
+        self.usual = usual
+        self.levels.setdefault(usual, 0.0)
         self._end_trial()
 
     def _look_for_challenger(self, ways: Collection[Mode]) -> None:
