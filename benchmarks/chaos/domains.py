@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from benchmarks.serving.machine import commit, hardware
 
-from janus.chaos.load import Running, texts, uninterrupted
+from janus.chaos.load import Running, uninterrupted
 from janus.chaos.scenario import ClusterNeeds, Load
 from janus.chaos.suite import with_cluster
 from janus.cluster.state import RunDirectory
@@ -44,9 +44,13 @@ NEEDS = ClusterNeeds(
     slots_per_instance=3,
     environment={"JANUS_CONTROLLER_REBALANCE": "20", "JANUS_ATTENTION_ROUTING_SAMPLE_RATE": "2000"},
 )
-#: Few streams: with many, a batch of a small model activates every expert wherever it is.
-LOAD = Load(streams=2, prompts="presidents", max_tokens=96)
+#: Few streams: with many, a batch of a small model activates every expert wherever it is. Sampled, so that answers do
+#: not run in circles.
+LOAD = Load(streams=3, prompts="presidents", max_tokens=96, temperature=0.8, seed=1)
+#: Registers of English that the model knows, in text that it was not trained on.
 DOMAINS = ("bible", "presidents")
+_HELD_OUT = ROOT / "models" / "train" / "heldout"
+_PROMPT_WORDS, _EVERY_WORDS = 24, 40
 _NAME = "domains"
 _MOVE_LIMIT_S, _SETTLE_S, _POLL_S = 60.0, 10.0, 0.1
 #: After a change, until every stream has asked for the new text, and the counts since are of it alone.
@@ -104,6 +108,12 @@ class Watch:
         return None
 
 
+def passages(domain: str) -> tuple[str, ...]:
+    """Passages from all over a register's text, to be continued."""
+    words = (_HELD_OUT / f"{domain}.txt").read_text().split()
+    return tuple(" ".join(words[at : at + _PROMPT_WORDS]) for at in range(0, len(words) - _PROMPT_WORDS, _EVERY_WORDS))
+
+
 def gaps(running: Running) -> list[tuple[float, float]]:
     """(when, seconds) of every gap between two pieces of a stream."""
     return [
@@ -121,7 +131,7 @@ async def measure(changes: int) -> dict[str, Any]:
         state = RunDirectory(_NAME).read()
         attention = next(each for each in state.instances if each.role == "attention")
         watch = Watch(f"http://127.0.0.1:{attention.ops_port}", state.controller_ops)
-        running = Running(f"{state.url}/v1", LOAD, random.Random(0), texts("presidents"))
+        running = Running(f"{state.url}/v1", LOAD, random.Random(0), passages("presidents"))
         moves: list[tuple[float, float]] = []
         found = []
         async with asyncio.TaskGroup() as group:
@@ -134,7 +144,7 @@ async def measure(changes: int) -> dict[str, Any]:
                 await asyncio.sleep(_SETTLE_S)
                 domain = DOMAINS[number % len(DOMAINS)]
                 changed = time.perf_counter()
-                running.prompts = texts(domain)
+                running.prompts = passages(domain)
                 moved = await watch.balanced(changed)
                 if moved is None:
                     found.append({"to": domain, "moved": False})
