@@ -106,9 +106,11 @@ class Checkpoint:
 
     def read_blocks(self, name: str, rows: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """Yield a matrix on the CPU in blocks of ``rows`` rows, the last of what is left; one at a time is read."""
+        import torch
+
         entry = self._file_of(name).tensors[name]
         if entry.dtype == FP8_DTYPE:  # whose scales are for blocks of another size
-            yield from self.read(name, dtype).split(rows)
+            yield from torch.split(self.read(name, dtype), rows)
             return
         for first in range(0, entry.shape[0], rows):
             block = self._file_of(name).read_rows(name, first, min(first + rows, entry.shape[0]))
@@ -134,7 +136,7 @@ class Checkpoint:
         # Into their places at once: putting them together afterwards would be another pass over the weights.
         sizes = [entry.nbytes for entry in entries]
         memory = new_bytes(sum(sizes))
-        for file, name, part in zip(files, names, memory.split(sizes), strict=True):
+        for file, name, part in zip(files, names, torch.split(memory, sizes), strict=True):
             file.read_into(name, part)
         self._count(memory.nbytes)
         return memory.view(files[0].torch_dtype(names[0])).view(-1, *entries[0].shape[1:])
