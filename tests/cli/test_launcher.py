@@ -14,6 +14,7 @@ import pytest
 from janus.cluster.instances import MODULES, InstanceSpec
 from janus.cluster.local import LocalLauncher, describe_status, port_arguments
 from janus.errors import LaunchError
+from tests.waiting import turns
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +104,7 @@ async def test_an_instance_is_told_to_stop_only_once(
             group.create_task(launcher.stop("patient-0", timeout_s=20), name="first")
             await told.wait()
             group.create_task(launcher.stop("patient-0", timeout_s=20), name="second")
-            await asyncio.sleep(0)  # it has sent what it sends
+            await turns()  # it has sent what it sends
             os.kill(started.pid, signal.SIGUSR1)
     assert said[1:] == ["told to stop", "told again: False"]
 

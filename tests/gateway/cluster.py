@@ -41,6 +41,7 @@ from janus_gateway.app import AppConfig, Gateway, create_app
 from janus_gateway.attention_pool import AttentionPool
 from janus_gateway.metrics import GatewayMetrics
 from janus_gateway.model import ServedModel
+from tests.waiting import turns
 
 SECRET = b"a secret for tests"
 CONTEXT = 2048
@@ -180,7 +181,7 @@ class EchoInstance:
             logprobs = [_logprob(view, token) for view, token in zip(plan.sampling, tokens, strict=True)]
             self._publish(self._batcher.step_done(plan, tokens, logprobs))
             self.changed.set()
-            await asyncio.sleep(0)
+            await turns()  # what the links bring comes in between steps
 
     def _next(self, view: SamplingView) -> int:
         length = len(view.prompt_ids)

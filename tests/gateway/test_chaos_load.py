@@ -12,6 +12,7 @@ from janus.chaos.load import Running, undisturbed
 from janus.chaos.scenario import Load
 from janus.errors import JanusError, RequestError
 from tests.gateway.cluster import EchoCluster
+from tests.waiting import begun, turns
 
 PROMPTS = ("one two three", "Grüße aus 日本", "four")
 LOAD = Load(streams=3, max_tokens=20)
@@ -33,7 +34,7 @@ async def test_streams_go_on_until_the_load_is_over_and_end_their_answers(cluste
     load = running(cluster)
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run(), name="load")
-        await asyncio.sleep(0)
+        await turns()
         await load.until_begun(timeout_s=10)
         await cluster.first.until(lambda: len(cluster.first.submitted) >= 12)
         load.over.set()
@@ -57,7 +58,7 @@ async def test_what_breaks_is_in_the_sample_and_the_stream_asks_again(cluster: E
     cluster.first.allow(4)
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run(), name="load")
-        await asyncio.sleep(0)
+        await turns()
         await load.until_begun(timeout_s=10)
         await cluster.first.until(lambda: cluster.first.steps_left == 0)
         cluster.first.refuse_all(RequestError("boom"))
@@ -72,8 +73,7 @@ async def test_what_breaks_is_in_the_sample_and_the_stream_asks_again(cluster: E
 async def test_a_load_that_does_not_begin_says_why(cluster: EchoCluster) -> None:
     load = running(cluster)
     cluster.first.allow(0)
-    task = asyncio.create_task(load.run(), name="load")
-    await asyncio.sleep(0)
+    task = await begun(load.run(), name="load")
     with pytest.raises(JanusError, match=r"3 of 3 streams have no token after 0\.2 s"):
         await load.until_begun(timeout_s=0.2)
     task.cancel()

@@ -21,6 +21,7 @@ from janus.model.kv_cache import PagedKVCache
 from janus.runtime.attention_engine import AttentionEngine
 from janus.runtime.step_news import StepNews
 from tests.runtime.world import LIMIT_S
+from tests.waiting import turns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,8 +131,7 @@ class Experts(LocalExchange):
         source = random.Random(seed)
         while True:
             while self.held:
-                for _ in range(source.randrange(4)):
-                    await asyncio.sleep(0)  # the others get as far as they can
+                await turns(source.randrange(4))  # the others get as far as they can
                 self.answer(source.choice(self.held))
             self.dispatched.clear()
             await self.dispatched.wait()

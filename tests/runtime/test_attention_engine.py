@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +11,7 @@ from janus.exchange.local import LocalExchange
 from janus.model.checkpoint import Checkpoint
 from tests.runtime.attention_harness import PROMPTS, StartEngine, alone, engines
 from tests.runtime.world import LIMIT_S
+from tests.waiting import begun
 
 
 @pytest.fixture
@@ -156,8 +156,7 @@ async def test_bad_requests_are_refused_by_name(
 async def test_draining_finishes_what_runs_and_refuses_what_is_new(start: StartEngine) -> None:
     running = start()
     running.submit("a", [5, 6])
-    draining = asyncio.create_task(running.engine.drain(LIMIT_S), name="drain")
-    await asyncio.sleep(0)
+    draining = await begun(running.engine.drain(LIMIT_S), name="drain")
     running.submit("late", [5, 6])
     await draining
     assert (await running.end("a")).finish_reason == "length"

@@ -13,6 +13,7 @@ from janus.errors import InstanceLost, ReplicaMissing
 from janus.exchange.local import LocalExchange
 from janus.model.config import ModelConfig
 from tests.runtime.world import HALVES, LIMIT_S, Pool, batch, table
+from tests.waiting import begun, eventually
 
 StartPool = Callable[..., Awaitable[Pool]]
 
@@ -50,8 +51,8 @@ async def test_the_order_of_answers_changes_no_bit(pool: StartPool, config: Mode
         running.gates[late].shut()
         receipt = running.exchange.dispatch(0, *given)
         async with asyncio.timeout(LIMIT_S):
-            while receipt.outstanding > 1:  # noqa: ASYNC110  the early answer tells nobody but the receipt
-                await asyncio.sleep(0)
+            # The early answer tells nobody but the receipt.
+            await eventually(lambda receipt=receipt: receipt.outstanding <= 1)
             assert not receipt.done.done()
             running.gates[late].open()
             sums.append((await running.exchange.combine(receipt)).clone())
@@ -125,8 +126,7 @@ async def test_waiting_for_readiness_ends_by_name_or_when_it_comes(pool: StartPo
     link = exchange.links.pop("expert-1")
     with pytest.raises(InstanceLost, match=r"not linked to expert-1 after 0\.05 s"):
         await exchange.wait_ready(0.05)
-    waiting = asyncio.create_task(exchange.wait_ready(LIMIT_S), name="wait-ready")
-    await asyncio.sleep(0)
+    waiting = await begun(exchange.wait_ready(LIMIT_S), name="wait-ready")
     exchange.links["expert-1"] = link
     exchange.links_changed()
     await waiting
@@ -148,8 +148,7 @@ async def test_a_cancelled_combine_leaves_nothing_pending(pool: StartPool, confi
     running = await pool(HALVES)
     running.gates["expert-0"].shut()
     receipt = running.exchange.dispatch(0, *batch(4, config.hidden_size))
-    combining = asyncio.create_task(running.exchange.combine(receipt), name="combine")
-    await asyncio.sleep(0)
+    combining = await begun(running.exchange.combine(receipt), name="combine")
     combining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await combining

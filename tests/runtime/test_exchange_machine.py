@@ -32,7 +32,7 @@ from tests.runtime.test_exchange_growth import left_over, links_of
 from tests.runtime.test_resend import Hung
 from tests.runtime.test_two_phase import ATTENTION, EXPERT_NODES
 from tests.runtime.world import EXPERTS, LAYERS, batch
-from tests.transport.helpers import eventually
+from tests.waiting import eventually, turns
 
 #: Far longer than anything here takes: a dispatch that is over only when this is over, was lost.
 TIMEOUT_S, LIMIT_S = 30.0, 5.0
@@ -121,20 +121,19 @@ class World:
                 torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
                 self.results += 1
 
-    async def _cancel(self, turns: int) -> None:
+    async def _cancel(self, count: int) -> None:
         """A step that is cancelled while it waits; what comes for it is dropped at once."""
         if not self.receipts:
             return
         name, receipt, _ = self.receipts.pop()
         task = asyncio.create_task(self.nodes.attention[name].combine(receipt), name="step")
-        await self._turns(turns)
+        await turns(count)
         task.cancel()
         with contextlib.suppress(DispatchError, asyncio.CancelledError):
             await task
 
     async def _turns(self, count: int) -> None:
-        for _ in range(count):
-            await asyncio.sleep(0)
+        await turns(count)
 
     async def _abort(self, number: int) -> None:
         links: list[Link] = [link for link in links_of(self.nodes) if not link.closed]

@@ -23,6 +23,7 @@ from janus.transport.frame import Flags
 from tests.runtime.nodes import MakeEngine, Nodes, spread, start_nodes
 from tests.runtime.test_two_phase import EXPERT_NODES, SLOTS
 from tests.runtime.world import LIMIT_S, TOP_K, batch
+from tests.waiting import eventually
 
 ATTENTION = {"attention-0": "a", "attention-1": "a"}
 #: Of these two, the one who posts for both in layer 0, and the one who lies to it.
@@ -85,8 +86,7 @@ def lie(world: Nodes, config: ModelConfig, *, fill: int = 0, batches: int | None
 
 async def handed_in(exchange: RemoteExchange) -> None:
     """Return when rows of another member are there, and wait for those of the one who posts."""
-    while exchange._bundles is None or not exchange._bundles._open:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await eventually(lambda: exchange._bundles is not None and bool(exchange._bundles._open))
 
 
 REPLICAS = len(SLOTS) * 3

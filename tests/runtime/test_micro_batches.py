@@ -19,6 +19,7 @@ from janus.model.config import ModelConfig
 from janus.runtime.step_times import StepTimes, Turns
 from tests.runtime.attention_harness import PROMPTS, HeldReceipt, Running, StartEngine, alone, engines
 from tests.runtime.world import HALVES, LIMIT_S, Pool, batch
+from tests.waiting import turns
 
 LOST = InstanceLost("expert-0: died", instances=("expert-0",))
 NAMES = ("r0", "r1", "r2", "r3")
@@ -206,7 +207,7 @@ async def test_draining_waits_for_both(start: StartEngine) -> None:
     running, _, _ = await two_in_flight(start)
     async with asyncio.TaskGroup() as tasks:
         draining = tasks.create_task(running.engine.drain(LIMIT_S), name="drain")
-        await asyncio.sleep(0)
+        await turns()
         assert not draining.done()
         running.exchange.release()
     assert {end.finish_reason for end in (await ends(running)).values()} == {"length"}

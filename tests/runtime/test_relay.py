@@ -19,6 +19,7 @@ from janus.transport import InFrame, Kind, Link
 from janus.transport.frame import Flags
 from tests.runtime.nodes import MakeEngine, Nodes, spread, start_nodes
 from tests.runtime.world import LIMIT_S, batch
+from tests.waiting import eventually
 
 #: One node of three experts; the first is the relay. The attention instance is alone on its own.
 SLOTS = {"expert-0": [0, 1, 2], "expert-1": [3, 4, 5], "expert-2": [6, 7, 0]}
@@ -73,8 +74,8 @@ async def nothing_left(world: Nodes) -> None:
     relay, exchange = world.experts[RELAY].relay, world.attention["attention-0"]
     async with asyncio.timeout(LIMIT_S):
         await relay.idle.wait()
-        while any(link.stats().held for link in (*relay.siblings.values(), *exchange.links.values())):  # noqa: ASYNC110
-            await asyncio.sleep(0)
+    links = (*relay.siblings.values(), *exchange.links.values())
+    await eventually(lambda: not any(link.stats().held for link in links))
     assert relay._pending == {}
     assert exchange._pending == {}
 

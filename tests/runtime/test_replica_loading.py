@@ -21,6 +21,7 @@ from janus.model.config import ModelConfig
 from janus.runtime.expert_engine import ExpertEngine
 from tests.runtime.test_expert_engine import ask, dispatch
 from tests.runtime.world import EXPERTS, LIMIT_S, batch, table
+from tests.waiting import begun
 
 MakeEngine = Callable[[str], ExpertEngine]
 
@@ -170,8 +171,8 @@ async def test_a_dispatch_that_waits_is_not_computed_once_its_epoch_is_retired(e
     expert = engine("expert-0")
     await expert.load(BEFORE)
     await expert.load(AFTER)
-    answer = asyncio.create_task(compute(expert, {2: 2}, epoch=1), name="dispatch")
-    await asyncio.sleep(0)  # it is queued, and computed in the next turn of the loop
+    # It is queued, and computed in the next turn of the loop.
+    answer = await begun(compute(expert, {2: 2}, epoch=1), name="dispatch")
     expert.on_view(view(oldest_epoch=2))
     rejected = await answer
     assert isinstance(rejected, DispatchRejected)

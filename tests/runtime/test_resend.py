@@ -24,7 +24,8 @@ from janus.transport import InFrame, Link
 from tests.runtime.nodes import MakeEngine, Nodes, StartNodes, spread, start_nodes
 from tests.runtime.test_exchange_growth import left_over, links_of
 from tests.runtime.world import LAYERS, batch
-from tests.transport.helpers import eventually, needs_shared_memory
+from tests.transport.helpers import needs_shared_memory
+from tests.waiting import begun, eventually
 
 #: Every expert is on two instances at least: any one can be spared.
 SLOTS = {"expert-0": [0, 1, 2, 3, 4, 5], "expert-1": [4, 5, 6, 7, 0, 1], "expert-2": [2, 3, 6, 7, 0, 4]}
@@ -397,8 +398,7 @@ async def test_a_link_that_takes_no_frame_is_done_without(how: str, nodes: Start
     if how == "dropped":
         del exchange.links[LOST]  # and nobody has said so yet
     else:
-        closing = asyncio.create_task(link.close("draining"), name="close")
-        await asyncio.sleep(0)
+        closing = await begun(link.close("draining"), name="close")
     same(await world.run(0, given), expected)
     assert exchange.times.resent_not_posted == 1
     if how == "ending":

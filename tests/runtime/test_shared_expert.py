@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from janus.model.checkpoint import Checkpoint
 from janus.model.random_model import random_config, write_random_model
 from tests.model.engine import Engine, full_bank
 from tests.runtime.attention_harness import PROMPTS, Running, engines
+from tests.waiting import turns
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def test_it_computes_while_the_dispatch_is_away(path: Path, monkeypatch: p
         running.submit("one", prompt)
         for layer, moe_layer in ((0, 0), (2, 1)):
             (receipt,) = await running.exchange.hold(1)
-            await asyncio.sleep(0)  # the step goes on until it waits for the answer
+            await turns()  # the step goes on until it waits for the answer
             assert computed.pop() == (layer, moe_layer)
             assert not computed
             running.exchange.answer(receipt)

@@ -9,6 +9,7 @@ import pytest
 
 from janus.runtime.step_loop import StepLoop
 from tests.runtime.world import LIMIT_S
+from tests.waiting import turns
 
 
 async def forever() -> None:
@@ -99,8 +100,7 @@ async def test_the_control_loop_stays_responsive_while_a_step_computes() -> None
 
     loop.call(compute)
     assert await asyncio.to_thread(computing.wait, LIMIT_S)
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await turns(100)
     go_on.set()
     loop.cancel()
     await ended(loop)

@@ -30,6 +30,7 @@ from janus_placement_controller.autoscaling import Scaling, scaling_config
 from janus_placement_controller.scaling_http import scaling_route
 from janus_placement_controller.scaling_metrics import ScalingMetrics
 from tests.core.cluster_harness import beat, cluster, epoch_of, loaded, lost, registered
+from tests.waiting import LIMIT_S, turns
 
 OPTIONS = ScalingOptions(
     autoscale="on", slo_tpot_s=0.1, scale_interval_s=5.0, scale_look_back_s=10.0, scale_timeout_s=2.0
@@ -152,9 +153,14 @@ class World:
             decision = self.scaling.look()
             if decision.due:
                 found.append(decision)
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await turns(10)
         return found
+
+    async def ended(self) -> None:
+        """Wait for the end of the operation that is under way."""
+        if self.scaling._operation is not None:
+            async with asyncio.timeout(LIMIT_S):
+                await asyncio.wait({self.scaling._operation})
 
     @property
     def present(self) -> Counts:
@@ -253,8 +259,7 @@ async def test_a_backend_that_does_not_wait_is_waited_for_and_taken_back(monkeyp
     world = World()
     world.scaler.awaits = False
     await world.live(6, requests=5, tpot_s=0.3, running=20)
-    for _ in range(200):
-        await asyncio.sleep(0)
+    await world.ended()
     assert world.present.total > 2
     sizes = [event for event in world.events if isinstance(event, ExpectedSet)]
     assert sizes, "the controller was not told whom to expect"
@@ -265,8 +270,7 @@ async def test_a_backend_that_does_not_wait_is_waited_for_and_taken_back(monkeyp
     stuck.scaler.world = World()  # the command succeeds, and nobody comes
     await stuck.live(4, requests=5, tpot_s=0.3, running=20)
     stuck.now += 10.0
-    for _ in range(50):
-        await asyncio.sleep(0)
+    await stuck.ended()
     assert stuck.scaler.asked[0].total == 3
     assert stuck.scaler.asked[-1] == Counts(attention=1, experts=1), "what was begun was not taken back"
     assert "after 2 s" in stuck.scaling.status().problem

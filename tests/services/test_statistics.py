@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from janus.errors import TraceError
 from janus.messages.control import RoutingSample
 from janus_placement_controller import statistics as module
 from janus_placement_controller.statistics import RoutedModel, Statistics
+from tests.waiting import eventually
 
 MODEL = RoutedModel(fingerprint="feed" * 16, num_layers=2, num_experts=8, top_k=2)
 LIMIT_S = 10.0
@@ -126,11 +126,6 @@ async def test_it_is_saved_while_the_controller_runs(tmp_path: Path, monkeypatch
         await eventually(lambda: file_of(tmp_path).exists())
         statistics.on_sample("attention-0", sample(2))
         await eventually(lambda: Trace.from_bytes(file_of(tmp_path).read_bytes()).tokens == 8)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # nobody announces a file
-        await asyncio.sleep(0.005)
 
 
 def save(path: Path, fingerprint: str, *, saved_at: float) -> None:

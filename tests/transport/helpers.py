@@ -17,6 +17,7 @@ from janus.messages.control import Identity, Role
 from janus.transport import InFrame, Kind, Link, LinkHandler, LinkOptions, Listener, TransportKind, connect, listen
 from janus.transport.buffers import BufferPool
 from janus.transport.endpoint import HandlerFactory
+from tests.waiting import turns
 
 #: Where shared memory cannot be had, its tests are skipped and say so.
 needs_shared_memory = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux with memfd_create")
@@ -29,13 +30,6 @@ DEADLINE_S = 10.0
 def identity(role: Role = "attention", instance: str = "attention-0", **fields: object) -> Identity:
     values = {"protocol": PROTOCOL_VERSION, "node": "node", "incarnation": "1", **fields}
     return Identity(role=role, instance=instance, **values)  # type: ignore[arg-type]
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that nobody announces: a log line, a counter of the other end."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 class Recorder:
@@ -195,4 +189,4 @@ async def post_when_possible(link: Link, payload: bytes, *, request_id: int = 1)
             try:
                 return post(link, payload, request_id=request_id)
             except LinkBusy:
-                await asyncio.sleep(0)
+                await turns()

@@ -11,7 +11,8 @@ import pytest
 from janus.errors import DeadlineExceeded, LinkBroken, LinkBusy, LinkClosed
 from janus.messages.control import Leave
 from janus.transport import InFrame, Kind, Link, LinkOptions, TransportKind
-from tests.transport.helpers import Echo, Recorder, dial, eventually, linked, post, post_when_possible, serving
+from tests.transport.helpers import Echo, Recorder, dial, linked, post, post_when_possible, serving
+from tests.waiting import eventually
 
 SIZES = [
     0,

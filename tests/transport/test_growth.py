@@ -12,7 +12,8 @@ import pytest
 from janus.errors import LinkError
 from janus.messages.control import Leave
 from janus.transport import Link, TransportKind
-from tests.transport.helpers import Echo, Recorder, dial, eventually, post, serving
+from tests.transport.helpers import Echo, Recorder, dial, post, serving
+from tests.waiting import eventually
 
 
 def descriptors() -> int:

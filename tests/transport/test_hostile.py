@@ -21,19 +21,8 @@ from janus.transport.buffers import Buffer
 from janus.transport.endpoint import transport
 from janus.transport.frame import HEADER_BYTES, Header, Kind, pack_into
 from janus.transport.wire import Wire
-from tests.transport.helpers import (
-    DEADLINE_S,
-    HOST,
-    Echo,
-    Recorder,
-    Server,
-    dial,
-    eventually,
-    identity,
-    linked,
-    post,
-    serving,
-)
+from tests.transport.helpers import DEADLINE_S, HOST, Echo, Recorder, Server, dial, identity, linked, post, serving
+from tests.waiting import eventually, turns
 
 
 def framed(payload: bytes = b"", **fields: int) -> bytes:
@@ -257,10 +246,9 @@ async def test_connect_to_a_port_that_never_answers_ends_in_time(over: Transport
 
 async def test_a_cancelled_connect_leaves_nothing_behind(kind: TransportKind) -> None:
     async with serving(kind) as server:
-        for turns in range(1, 12, 2):
+        for count in range(1, 12, 2):
             attempt = asyncio.ensure_future(dial(kind, server.listener.port, Recorder()))
-            for _ in range(turns):
-                await asyncio.sleep(0)
+            await turns(count)
             attempt.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await (await attempt).close("it was too fast to be cancelled")

@@ -16,7 +16,8 @@ import pytest
 from janus.errors import LinkBroken, LinkBusy
 from janus.messages.control import Leave
 from janus.transport import LinkOptions, TransportKind
-from tests.transport.helpers import Recorder, dial, eventually, needs_shared_memory, post
+from tests.transport.helpers import Recorder, dial, needs_shared_memory, post
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,7 +29,6 @@ from tests.transport.helpers import (
     Echo,
     Recorder,
     dial,
-    eventually,
     linked,
     needs_shared_memory,
     post,
@@ -37,6 +36,7 @@ from tests.transport.helpers import (
     serving,
 )
 from tests.transport.test_growth import descriptors, resident_mb
+from tests.waiting import eventually
 
 pytestmark = needs_shared_memory
 

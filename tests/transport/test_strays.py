@@ -8,7 +8,8 @@ import pytest
 
 from janus.transport import listen
 from janus.transport.ucx_strays import StraySockets, _half_dead
-from tests.transport.helpers import HOST, SECRET, Echo, Recorder, dial, eventually, identity
+from tests.transport.helpers import HOST, SECRET, Echo, Recorder, dial, identity
+from tests.waiting import eventually
 
 
 def connect_and_leave(port: int, data: bytes) -> None:

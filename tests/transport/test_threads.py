@@ -11,7 +11,8 @@ import pytest
 from janus.errors import ConfigError
 from janus.messages.control import Leave
 from janus.transport import InFrame, Link, LinkOptions, TransportKind
-from tests.transport.helpers import DEADLINE_S, Echo, Recorder, dial, eventually, linked, post_when_possible, serving
+from tests.transport.helpers import DEADLINE_S, Echo, Recorder, dial, linked, post_when_possible, serving
+from tests.waiting import eventually, turns
 
 
 async def converse(kind: TransportKind, port: int, mark: int, meet: threading.Barrier) -> int:
@@ -82,7 +83,7 @@ def test_engines_end_with_their_loops(loops: int) -> None:
     async def once() -> None:
         async with linked("ucx", Recorder(), Recorder()) as (link, _):
             await link.close("done")
-        await asyncio.sleep(0)
+        await turns()
 
     for _ in range(loops):
         asyncio.run(once())
