@@ -35,7 +35,7 @@ from janus.messages.control import (
 )
 from janus.simulation.agenda import Agenda
 from janus.simulation.config import ClusterConfig
-from janus.simulation.process import Hooks, Process
+from janus.simulation.process import Hooks, Process, Processes
 
 #: How often an expert instance that leaves looks whether anybody needs it still.
 _LOOK_EVERY_S = 1.0
@@ -48,7 +48,7 @@ class ControlPlane:
         self._config = config
         self._agenda = agenda
         self._hooks = hooks
-        self.processes: dict[str, Process] = {}
+        self.processes = Processes()
         #: What the cluster is meant to have.
         self.wanted = Counts(attention=config.attention, experts=config.experts)
         #: Before the clock runs, nothing takes time.
@@ -62,8 +62,6 @@ class ControlPlane:
             policy=POLICIES[config.placement],
             fill=config.slots,
         )
-        #: Device-seconds of processes that have ended.
-        self._ended_device_s: dict[Role, float] = {"attention": 0.0, "expert": 0.0, "gateway": 0.0}
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -108,7 +106,7 @@ class ControlPlane:
 
         Returns the names of those that died.
         """
-        struck = [each for each in self.processes.values() if target in (each.name, each.node)]
+        struck = [each for each in self.processes if target in (each.name, each.node)]
         for process in struck:
             self._end(process)
             if back_s is not None:
@@ -117,38 +115,32 @@ class ControlPlane:
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
-    def serving(self, role: Role) -> list[str]:
-        """Names of the instances of a role that are ready, in order of launch."""
-        return [p.name for p in self.processes.values() if p.role == role and p.registered and not p.draining]
-
     @property
     def present(self) -> Counts:
         """Processes that serve: attention instances that are ready, expert instances in the placement in force."""
-        ready = sum(p.role == "attention" and p.state == "ready" for p in self.processes.values())
+        ready = sum(p.role == "attention" and p.state == "ready" for p in self.processes)
         return Counts(attention=ready, experts=self._experts_serving())
 
     def device_s(self) -> dict[str, float]:
         """Return device-seconds so far, by role, from launch to end; those of whole models as attention's."""
-        seconds = dict(self._ended_device_s)
-        for process in self.processes.values():
-            seconds[process.role] += self._agenda.now - process.launched_s
+        seconds = self.processes.seconds(self._agenda.now)
         experts = 0.0 if self._config.colocated else seconds["expert"]
         return {"attention": seconds["attention"] * self._config.tensor_parallel, "expert": experts}
 
     @property
     def starting(self) -> int:
         """Processes that do not serve yet."""
-        return sum(process.state == "joining" for process in self.processes.values())
+        return len(self.processes.starting)
 
     @property
     def draining(self) -> int:
         """Processes that leave."""
-        return sum(process.draining for process in self.processes.values())
+        return len(self.processes.draining)
 
     def problems(self) -> tuple[str, ...]:
         """Why the cluster is not whole, as the controller says it."""
-        starting = [f"{p.name} is starting" for p in self.processes.values() if p.state == "joining"]
-        leaving = [f"{p.name} is leaving" for p in self.processes.values() if p.draining]
+        starting = [f"{name} is starting" for name in self.processes.starting]
+        leaving = [f"{name} is leaving" for name in self.processes.draining]
         return (*self.membership.waiting_for, *starting, *leaving)
 
     # -- the controller --------------------------------------------------------------------------------------------
@@ -168,7 +160,7 @@ class ControlPlane:
 
     def _pulse(self) -> None:
         """Everybody's heartbeats, and the controller's look at the clock."""
-        for process in tuple(self.processes.values()):
+        for process in self.processes:
             if process.registered:
                 self._report(process)
         self.feed(Tick(now=self._agenda.now))
@@ -182,14 +174,14 @@ class ControlPlane:
     def _on_view(self, view: ClusterView) -> None:
         placement, now = view.placement, self._agenda.now
         if placement is not None:
-            for process in self.processes.values():
+            for process in self.processes:
                 if process.role == "attention":
                     process.dispatches_by(placement.epoch, now)
         self._hooks.experts_serving(self._experts_serving())
         self._hooks.on_view(view)
         if placement is not None:
             # Whoever becomes ready says so, which makes a newer view: nothing is done with this one afterwards.
-            for process in tuple(self.processes.values()):
+            for process in self.processes:
                 self._become_ready(process)
 
     def _experts_serving(self) -> int:
@@ -211,7 +203,7 @@ class ControlPlane:
             incarnation=f"i{next(self._births)}",
             launched_s=self._agenda.now,
         )
-        self.processes[name] = process
+        self.processes.add(process)
         self._agenda.after(0.0 if self._starting else self._config.start_s, lambda: self._register(process))
 
     def _relaunch(self, ended: Process) -> None:
@@ -219,11 +211,8 @@ class ControlPlane:
         if int(ended.name.rpartition("-")[2]) < wanted.get(ended.role, 1):
             self._launch(ended.role, ended.name)
 
-    def _is_alive(self, process: Process) -> bool:
-        return self.processes.get(process.name) is process
-
     def _register(self, process: Process) -> None:
-        if not self._is_alive(process):
+        if not self.processes.is_alive(process):
             return
         process.registered = True
         capacity = self._config.slots if process.role == "expert" else 0
@@ -245,7 +234,7 @@ class ControlPlane:
 
     def _become_ready(self, process: Process) -> None:
         """An attention instance serves once it has its weights and a placement."""
-        if process.state != "joining" or not process.loaded_weights or not self._is_alive(process):
+        if process.state != "joining" or not process.loaded_weights or not self.processes.is_alive(process):
             return
         if self.membership.view.placement is not None and not process.draining:
             process.state = "ready"
@@ -264,7 +253,7 @@ class ControlPlane:
         process.busy_until = begin if self._starting else begin + nbytes / device.load_bytes_s
 
         def done() -> None:
-            if not self._is_alive(process):
+            if not self.processes.is_alive(process):
                 return
             process.has_loaded(table.epoch)
             message = PlacementLoaded(epoch=table.epoch, replicas=len(mine), bytes_read=round(nbytes), seconds=0.0)
@@ -293,7 +282,7 @@ class ControlPlane:
         self._leave_when_free(process)
 
     def _leave_when_free(self, process: Process) -> None:
-        if not self._is_alive(process):
+        if not self.processes.is_alive(process):
             return
         placement = self.membership.view.placement
         if process.role == "expert":
@@ -307,8 +296,7 @@ class ControlPlane:
 
     def _end(self, process: Process) -> None:
         """The process is gone, and its links with it."""
-        del self.processes[process.name]
-        self._ended_device_s[process.role] += self._agenda.now - process.launched_s
+        self.processes.remove(process, self._agenda.now)
         placement = self.membership.view.placement
         was_used = placement is not None and process.name in placement.instances
         if process.role == "attention" and process.state == "ready":

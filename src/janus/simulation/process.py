@@ -1,8 +1,8 @@
-"""One simulated process, as the controller sees it."""
+"""Simulated processes, as the controller sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from janus.messages.control import ClusterView, Heartbeat, Identity, InstanceState, PlacementTable, Role
@@ -65,6 +65,56 @@ class Process:
     def has_loaded(self, epoch: int) -> None:
         """The replicas of ``epoch`` are there."""
         self.epochs = [*self.epochs, epoch][-_EPOCHS:]
+
+
+class Processes:
+    """Those that are there, by name, in order of launch; and how long they and those before them have run."""
+
+    def __init__(self) -> None:
+        self._there: dict[str, Process] = {}
+        #: Seconds of processes that have ended.
+        self._ended_s: dict[Role, float] = {"attention": 0.0, "expert": 0.0, "gateway": 0.0}
+
+    def __iter__(self) -> Iterator[Process]:
+        """Those that are there now, whatever comes and goes meanwhile."""
+        return iter(tuple(self._there.values()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._there
+
+    def get(self, name: str) -> Process | None:
+        """Return the process of that name, if there is one."""
+        return self._there.get(name)
+
+    def add(self, process: Process) -> None:
+        """It is launched."""
+        self._there[process.name] = process
+
+    def remove(self, process: Process, now: float) -> None:
+        """It has ended."""
+        del self._there[process.name]
+        self._ended_s[process.role] += now - process.launched_s
+
+    def is_alive(self, process: Process) -> bool:
+        """Whether it is there still, and not another one of its name."""
+        return self._there.get(process.name) is process
+
+    def seconds(self, now: float) -> dict[Role, float]:
+        """Return by role how long all of them have run, from launch to end."""
+        found = dict(self._ended_s)
+        for process in self:
+            found[process.role] += now - process.launched_s
+        return found
+
+    @property
+    def starting(self) -> list[str]:
+        """Names of those that do not serve yet."""
+        return [process.name for process in self if process.state == "joining"]
+
+    @property
+    def draining(self) -> list[str]:
+        """Names of those that leave."""
+        return [process.name for process in self if process.draining]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -243,7 +243,7 @@ class Simulation:
     def _strike(self, fault: Fault) -> None:
         target = fault.target
         if target in ("attention", "expert", "node"):
-            some = [p for p in self.control.processes.values() if p.role != "gateway" and p.state == "ready"]
+            some = [p for p in self.control.processes if p.role != "gateway" and p.state == "ready"]
             names = [p.name for p in some if p.role == target] or sorted({p.node for p in some if target == "node"})
             if not names:
                 return
