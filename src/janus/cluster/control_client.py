@@ -73,7 +73,9 @@ class ControlClient:
             unix_address(self._path) as address,
             httpx.Client(
                 # There is no TLS on a Unix socket, and to load certificates takes 20 ms.
-                transport=httpx.HTTPTransport(uds=address, verify=False), base_url="http://janus", timeout=timeout
+                transport=httpx.HTTPTransport(uds=address, verify=False),
+                base_url="http://janus",
+                timeout=timeout,
             ) as client,
         ):
             yield client

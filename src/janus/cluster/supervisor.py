@@ -26,6 +26,7 @@ from janus.cluster.state import ClusterState, InstanceState, RunDirectory
 from janus.cluster.status import fetch_status, what_is_missing
 from janus.config import UpOptions
 from janus.errors import DeadlineExceeded, LaunchError, LinkError
+from janus.transport.endpoint import load
 
 #: Seconds between two looks at the gateways' /ready, and how often progress is told.
 _POLL_S = 0.1
@@ -121,6 +122,8 @@ class Supervisor:
             api = ControlApi(operations=self.operations, fleet=self.fleet, jobs=self.jobs, group=group)
             server = HttpServer(api.app(), listener=open_unix(self.directory.control_socket))
             await server.start()
+            # Operations need it, and it takes half a second, in which this loop should hear of instances that end.
+            group.create_task(asyncio.to_thread(load, self.options.transport), name="load-transport")
             try:
                 if self.options.hung_after_s and self.options.restart != "never":
                     group.create_task(self._watch_hung(), name="watch-hung")

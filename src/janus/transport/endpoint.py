@@ -43,6 +43,18 @@ def transport(kind: TransportKind) -> Transport:
     return UcxTransport()
 
 
+def load(kind: TransportKind) -> None:
+    """Load the libraries of ``kind``, where links should not wait for it later: UCX takes half a second. Any thread.
+
+    Raises:
+        ConfigError: they are not installed, or of another release.
+    """
+    if kind == "ucx":
+        from janus.transport.ucx import import_ucxx
+
+        import_ucxx()
+
+
 def admit_all(identity: Identity) -> None:
     """Admit every peer that knows the secret."""
 
