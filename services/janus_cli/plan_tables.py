@@ -38,9 +38,10 @@ def show(plan: Plan, tables: Mapping[int, AMaxTable], console: Console) -> None:
         _show_chosen(point, problem, console)
         step = plan.step
         hidden = f", {_ms(step.hidden_s)} of that at the same time" if step.hidden_s > 0 else ""
+        waiting = f"; and {_ms(step.waiting_s)} of waiting for the host's cores" if step.waiting_s > 0 else ""
         console.print(
             f"a step without prompts: attention {_ms(step.attention_s)}, exchange {_ms(step.exchange_s)} "
-            f"({step.exchange}), experts {_ms(step.experts_s)}, else {_ms(step.other_s)}{hidden}"
+            f"({step.exchange}), experts {_ms(step.experts_s)}, else {_ms(step.other_s)}{hidden}{waiting}"
         )
     console.print()
     console.print(_memory(plan))

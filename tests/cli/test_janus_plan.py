@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -139,6 +140,24 @@ def test_a_batch_is_planned_for_without_headroom_or_percentile(capsys: pytest.Ca
     assert found["chosen"]["batch"] == 64
     assert plan(options(load=load)) == 0
     assert "64 streams of 144 tokens, always; mean TPOT" in capsys.readouterr().out
+
+
+def test_on_one_host_it_is_said_what_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from janus.core.planning.host import Host
+    from janus.profiles import load_profile, write_profile
+
+    bare, model = load_profile("cpu-epyc"), str(REPOSITORY / "models" / "janus-tiny")
+    tpot = {}
+    for name, host in (("bare", Host()), ("shared", Host(cores=2, gateway_message_s=1e-3, gateway_token_s=1e-4))):
+        path = tmp_path / f"{name}.toml"
+        write_profile(replace(bare, host=host), path)
+        given = options(model=model, hardware=str(path), load=LoadOptions(rate=4.0, input=20.0, output=60.0))
+        assert plan(given) == 0
+        assert ("of waiting for the host's cores" in capsys.readouterr().out) == bool(host.cores)
+        found = answer(capsys, replace(given, json=True))
+        tpot[name] = found["step"]["total_s"]
+        assert (found["step"]["waiting_s"] > 0) == bool(host.cores)
+    assert tpot["shared"] > tpot["bare"]
 
 
 def test_a_model_can_be_a_config_and_a_profile_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
