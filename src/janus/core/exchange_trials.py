@@ -18,8 +18,9 @@ from statistics import fmean, median
 
 from janus.core.exchange_routes import MODES, Mode
 
-#: Intervals that a window has, and dispatches after a change that are in none.
-WINDOW = 6
+#: Intervals that a window has, or fewer where they hardly differ, as those of large batches; and dispatches after a
+#: change that are in none.
+WINDOW, SHORT_WINDOW, _STEADY = 6, 3, 1.08
 SKIP = 2
 #: Windows of a challenger at most; then its mean decides.
 _MOST_PAIRS = 12
@@ -97,6 +98,12 @@ class _Trial:
         return _Window(level, max(between, within))
 
 
+def _fill_a_window(seconds: Sequence[float]) -> bool:
+    if len(seconds) >= WINDOW:
+        return True
+    return len(seconds) >= SHORT_WINDOW and max(seconds) < _STEADY * min(seconds)
+
+
 def _tie(challenger: Mode, usual: Mode) -> float:
     """Return below which logarithm of the ratio ``challenger`` takes over."""
     return _TIE if MODES.index(challenger) > MODES.index(usual) else -_TIE
@@ -150,7 +157,7 @@ class Contest:
         elif self._trial is not None and self._trial.way not in ways:
             self._end_trial()
         assert self.usual is not None
-        if self._trial is None and len(ways) > 1 and len(self._seconds) >= WINDOW:
+        if self._trial is None and len(ways) > 1 and _fill_a_window(self._seconds):
             self._look_for_challenger(ways)
         trial = self._trial
         way = self.usual if trial is None or not trial.challenges else trial.way
@@ -174,7 +181,7 @@ class Contest:
         elif trial.challenges and self._is_hopeless(trial):
             ratio = math.log(median(self._seconds)) - trial.windows[-1].level
             self._judge(trial, ratio, gap=_SOON, longer=4)
-        elif len(self._seconds) >= WINDOW:
+        elif _fill_a_window(self._seconds):
             trial.windows.append(_Window.of(self._seconds))
             self._turn()
             if not trial.challenges or trial.pairs < _LEAST_PAIRS:
