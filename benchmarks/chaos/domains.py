@@ -42,7 +42,12 @@ NEEDS = ClusterNeeds(
     attention=1,
     experts=8,
     slots_per_instance=3,
-    environment={"JANUS_CONTROLLER_REBALANCE": "20", "JANUS_ATTENTION_ROUTING_SAMPLE_RATE": "2000"},
+    environment={
+        # A change of text is to count within seconds here, not within minutes.
+        "JANUS_CONTROLLER_ACTIVATIONS_HORIZON": "15",
+        "JANUS_CONTROLLER_REBALANCE": "10",
+        "JANUS_ATTENTION_ROUTING_SAMPLE_RATE": "2000",
+    },
 )
 #: Few streams: with many, a batch of a small model activates every expert wherever it is. Sampled, so that answers do
 #: not run in circles.

@@ -86,6 +86,7 @@ async def serve(context: ServiceContext, options: ControllerOptions) -> None:
         registry,
         state_dir=options.state_dir,
         max_age_s=options.activations_max_age_s,
+        horizon_s=options.activations_horizon_s,
         prior=prior,
     )
     statistics.restore()

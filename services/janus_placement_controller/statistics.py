@@ -22,8 +22,6 @@ from janus.messages.control import RoutingSample
 
 log = structlog.get_logger()
 
-#: A window should reach back about so far, however many instances sample: a placement is for minutes, not for a second.
-_HORIZON_S = 60.0
 #: How often the rate at which samples arrive is measured anew.
 _MEASURE_EVERY_S = 5.0
 _SAVE_EVERY_S = 10.0
@@ -49,6 +47,7 @@ class Statistics:
         *,
         state_dir: str = "",
         max_age_s: float = 0.0,
+        horizon_s: float = 60.0,
         prior: npt.NDArray[np.float64] | None = None,
         tokens: int = DEFAULT_TOKENS,
         clock: Callable[[], float] = time.time,
@@ -56,6 +55,8 @@ class Statistics:
         """Args:
         state_dir: where the window is kept; empty forgets it at the end.
         max_age_s: an older file is not restored; 0 = however old.
+        horizon_s: the window reaches back at least so far, however many instances sample: a placement is for minutes,
+            not for a second.
         prior: float[L, E], counts that stand in for what has not been sampled yet.
         clock: seconds since 1970.
         """
@@ -63,6 +64,7 @@ class Statistics:
         file = f"activations-{model.fingerprint[:16]}.safetensors"
         self._path = Path(state_dir).expanduser() / file if state_dir else None
         self._max_age_s = max_age_s
+        self._horizon_s = horizon_s
         self._clock = clock
         self._window = ActivationWindow(model.num_layers, model.num_experts, model.top_k, tokens=tokens, prior=prior)
         #: When the newest token of the window was added; 0 for none.
@@ -195,7 +197,7 @@ class Statistics:
         self._arrived += max(0, tokens)
         elapsed = now - self._measured_from
         if not 0 <= elapsed < _MEASURE_EVERY_S:
-            wanted = self._window.capacity / _HORIZON_S
+            wanted = self._window.capacity / self._horizon_s
             self._share = min(1.0, wanted * elapsed / self._arrived) if self._arrived and elapsed > 0 else 1.0
             self._measured_from, self._arrived = now, 0
 

@@ -99,6 +99,19 @@ def test_many_instances_do_not_make_the_window_short() -> None:
     assert share == pytest.approx(600 / 60 / 1000, rel=0.1)
 
 
+def test_a_short_horizon_forgets_sooner() -> None:
+    clock = Clock()
+    statistics = Made(clock=clock, tokens=600, horizon_s=15.0)
+    for second in range(100):
+        clock.now += 1
+        for _ in range(100):
+            statistics.on_sample("attention-0", sample(0 if second < 80 else 4, 10))
+    activity = statistics.activity()
+    assert activity is not None
+    # All of the last 15 seconds are of the second kind.
+    assert activity.counts[0, 4] * MODEL.top_k == activity.counts[0].sum()
+
+
 async def test_what_was_sampled_survives_a_restart(tmp_path: Path) -> None:
     clock, state = Clock(), tmp_path / "state"
     first = Made(state, clock)

@@ -48,6 +48,13 @@ class ControllerOptions(PlacementOptions, ServiceOptions):
         maximum=1,
         panel=COMPUTE,
     )
+    activations_horizon_s: float = option(
+        60.0,
+        help="How far what the router chose lately reaches back, at least; the shorter, the sooner a new text counts.",
+        unit="seconds",
+        minimum=1,
+        panel=COMPUTE,
+    )
     state_dir: str = option(
         "",
         help="Directory in which what the router chose lately is kept, so that a restart begins with it.",
