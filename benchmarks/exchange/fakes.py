@@ -9,6 +9,7 @@ import torch
 
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
+from janus.model.expert_weights import ExpertWeights
 from janus.model.experts import ExpertBank
 from janus.model.gate import Gates, make_gates
 from janus.model.weights import RouterWeights
@@ -35,7 +36,10 @@ class CopyBank(ExpertBank):
         self.device = device
         self.slot_expert = [[-1] * slots for _ in range(num_moe_layers)]
 
-    def read(self, checkpoint: Checkpoint, moe_layer: int, slot: int, expert: int) -> None:
+    def fetch(self, checkpoint: Checkpoint, moe_layer: int, expert: int) -> ExpertWeights:
+        return ExpertWeights(torch.empty(0), torch.empty(0))
+
+    def fill(self, moe_layer: int, slot: int, weights: ExpertWeights) -> None:
         pass
 
     def hold(self, moe_layer: int, slot: int, expert: int) -> None:

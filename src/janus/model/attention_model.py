@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 
@@ -45,15 +47,20 @@ class AttentionModel:
         self.config = config
         self.dtype = reader.dtype
         self.device = reader.device
-        self._embedding = reader.embedding()
         self._rope = RopeTable(config.rope, config.rotary_dim, config.max_position_embeddings, reader.device)
         library = load_library() if kernels and gate.supported(config, self.dtype, self.device) else None
-        self._attention = attention_layers(reader, library)
         self._math: CpuMath | TorchMath
         if library is None:
+            self._embedding = reader.embedding()
+            self._attention = attention_layers(reader, library)
             self._math = TorchMath(reader, self._embedding)
-        else:
-            self._math = CpuMath(library, reader, self._embedding)
+            return
+        # Half of the weights is read while the other half is packed: a start is little else.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights") as thread:
+            embedding = thread.submit(reader.embedding)
+            attention = thread.submit(attention_layers, reader, library)
+            self._math = CpuMath(library, reader, embedding.result)
+            self._embedding, self._attention = embedding.result(), attention.result()
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import byref
 
 import torch
@@ -19,7 +20,8 @@ _BLOCK_BYTES = 4 << 20
 class CpuMath:
     """See ``AttentionModel`` for what the methods do."""
 
-    def __init__(self, library: Library, reader: WeightReader, embedding: torch.Tensor) -> None:
+    def __init__(self, library: Library, reader: WeightReader, embedding: Callable[[], torch.Tensor]) -> None:
+        """``embedding`` waits for it; it is asked for only where the output matrix is tied to it."""
         config = reader.config
         self._library = library
         self._config = config
@@ -87,13 +89,13 @@ class CpuMath:
         self._alive.append(tensor)
         return tensor.data_ptr()
 
-    def _packed_lm_head(self, reader: WeightReader, embedding: torch.Tensor) -> int:
+    def _packed_lm_head(self, reader: WeightReader, embedding: Callable[[], torch.Tensor]) -> int:
         """The largest matrix of many models is never there as a whole but packed."""
-        rows, columns = embedding.shape
+        rows, columns = self._config.vocab_size, self._config.hidden_size
         each = max(1, _BLOCK_BYTES // (columns * self._torch_dtype.itemsize * PANEL)) * PANEL
         blocks = reader.lm_head_blocks(each)
         if blocks is None:
-            return self._keep(self._library.pack(embedding, self._arena))
+            return self._keep(self._library.pack(embedding(), self._arena))
         return self._keep(self._library.pack_blocks(blocks, rows, columns, self._torch_dtype, self._arena))
 
     def _f32(self, tensor: torch.Tensor) -> int:

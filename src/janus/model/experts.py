@@ -9,6 +9,7 @@ import torch
 from janus.errors import ReplicaMissing
 from janus.model.checkpoint import Checkpoint
 from janus.model.config import ModelConfig
+from janus.model.expert_weights import ExpertWeights
 from janus.model.kernels import load_library
 from janus.model.slot_weights import CpuSlots, TorchSlots
 
@@ -64,7 +65,14 @@ class ExpertBank:
         Raises:
             CheckpointError: the expert's tensors cannot be read.
         """
-        weights = checkpoint.read_expert(self.config.moe_layers[moe_layer], expert, self.dtype)
+        self.fill(moe_layer, slot, self.fetch(checkpoint, moe_layer, expert))
+
+    def fetch(self, checkpoint: Checkpoint, moe_layer: int, expert: int) -> ExpertWeights:
+        """The first half of ``read``, which touches no slot: return what is filled in. Raises as ``read``."""
+        return checkpoint.read_expert(self.config.moe_layers[moe_layer], expert, self.dtype)
+
+    def fill(self, moe_layer: int, slot: int, weights: ExpertWeights) -> None:
+        """The other half."""
         self._layers[moe_layer].fill(slot, weights)
 
     def room(self, moe_layer: int, slot: int) -> torch.Tensor:

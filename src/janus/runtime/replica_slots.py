@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -103,13 +104,15 @@ class ReplicaSlots:
             epoch = await sources.run(EpochSlots, table, self._instance, self._library)
             self._loading = epoch
             bank = self._room_for(epoch)
-            for layer, slot in self._missing(bank, epoch):
+            missing = [(layer, slot, int(epoch.experts_LC[layer, slot])) for layer, slot in self._missing(bank, epoch)]
+            for number, (layer, slot, expert) in enumerate(missing, 1):
                 self._give_way(table)
-                expert = int(epoch.experts_LC[layer, slot])
                 if bank.slot_expert[layer][slot] != EMPTY:
                     self._take_away(bank, [(layer, slot)])
                 loaded.append((layer, slot))
-                await sources.fill(bank, layer, slot, expert, holders=await self._holders(layer, expert))
+                then = partial(self._from_checkpoint, missing[number : number + 1])
+                holders = await self._holders(layer, expert)
+                await sources.fill(bank, layer, slot, expert, holders=holders, then=then)
                 bank.hold(layer, slot, expert)
             epoch.allow()
             self._epochs[table.epoch] = epoch
@@ -140,6 +143,15 @@ class ReplicaSlots:
             seconds=round(done.seconds, 3),
         )
         return done
+
+    def _from_checkpoint(self, following: Sequence[tuple[int, int, int]]) -> tuple[int, int] | None:
+        """Return MoE layer and expert of what follows, if it can only come from the checkpoint and nothing is served.
+
+        Where dispatches are served, the other cores are theirs.
+        """
+        if not following or self._epochs or self.in_force is not None:
+            return None
+        return following[0][0], following[0][2]
 
     @property
     def loaded_epochs(self) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import structlog
@@ -14,6 +14,7 @@ from janus.config.options import LoadSource
 from janus.core.load_source import DISK, RateLimit, SourceChoice
 from janus.errors import CheckpointError, JanusError, LinkError, ReplicaMissing
 from janus.model.checkpoint import Checkpoint
+from janus.model.expert_weights import ExpertWeights
 from janus.model.experts import ExpertBank
 from janus.runtime.replica_fetch import Reach, ReplicaFetcher
 
@@ -44,6 +45,10 @@ class ReplicaSources:
         self._limit = RateLimit(bytes_per_s)
         # One thread: what is given back is given back before the same memory is filled again.
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica-loader")
+        # Another one reads ahead, while nothing else wants the cores: two passes over the weights take the time of one.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica-reader")
+        self._may_read_ahead = not bytes_per_s
+        self._ahead: tuple[tuple[int, int], Future[ExpertWeights]] | None = None
         self.fetcher = None if reach is None else ReplicaFetcher(reach, self._limit, self._loader)
         self.bytes_from_peers = 0
 
@@ -58,11 +63,19 @@ class ReplicaSources:
         return self._choice.speeds
 
     def close(self) -> None:
-        """Release the thread."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        """Release the threads."""
+        for threads in (self._loader, self._reader):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def fill(
-        self, bank: ExpertBank, moe_layer: int, slot: int, expert: int, *, holders: Iterable[str] = ()
+        self,
+        bank: ExpertBank,
+        moe_layer: int,
+        slot: int,
+        expert: int,
+        *,
+        holders: Iterable[str] = (),
+        then: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
         """Fill the free ``slot`` of ``bank`` with ``expert``; the caller then has it held.
 
@@ -72,6 +85,7 @@ class ReplicaSources:
             slot: which slot.
             expert: which expert.
             holders: instances that may have the expert; this one is left out.
+            then: asked for MoE layer and expert of the next fill, to be read while this one is packed.
 
         Raises:
             CheckpointError: no source has it, the checkpoint included.
@@ -82,7 +96,7 @@ class ReplicaSources:
         for source in self._choice.order(peers, now()):
             try:
                 if source == DISK:
-                    await self._read(bank, moe_layer, slot, expert)
+                    await self._read(bank, moe_layer, slot, expert, then)
                 else:
                     assert fetcher is not None  # there are peers
                     seconds = await fetcher.fetch(bank, moe_layer, slot, expert, peer=source)
@@ -99,7 +113,9 @@ class ReplicaSources:
         assert problem is not None
         raise problem
 
-    async def _read(self, bank: ExpertBank, moe_layer: int, slot: int, expert: int) -> None:
+    async def _read(
+        self, bank: ExpertBank, moe_layer: int, slot: int, expert: int, then: Callable[[], tuple[int, int] | None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         # The limit is for what is read, which for quantised weights is less than what is held.
         nbytes = self._checkpoint.expert_nbytes(bank.config.moe_layers[moe_layer], expert)
@@ -107,8 +123,19 @@ class ReplicaSources:
         if wait_s:
             await asyncio.sleep(wait_s)
         started = time.perf_counter()
-        await loop.run_in_executor(self._loader, bank.read, self._checkpoint, moe_layer, slot, expert)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] != (moe_layer, expert):
+            await loop.run_in_executor(self._loader, bank.read, self._checkpoint, moe_layer, slot, expert)
+            self._read_ahead(bank, then)
+        else:
+            weights = await asyncio.wrap_future(ahead[1])
+            self._read_ahead(bank, then)
+            await loop.run_in_executor(self._loader, bank.fill, moe_layer, slot, weights)
         self._choice.measured(DISK, bank.expert_nbytes, time.perf_counter() - started)
+
+    def _read_ahead(self, bank: ExpertBank, then: Callable[[], tuple[int, int] | None]) -> None:
+        if self._may_read_ahead and (following := then()) is not None:
+            self._ahead = following, self._reader.submit(bank.fetch, self._checkpoint, *following)
 
     def give_back(self, bank: ExpertBank, places: list[tuple[int, int]]) -> None:
         """Give the memory of free (layer, slot) pairs back, in the loader's thread: it takes a while."""
@@ -121,6 +148,9 @@ class ReplicaSources:
 
     async def rest(self) -> None:
         """Say that a load is over: links that only served loading may go; the next load opens them again."""
+        if self._ahead is not None:
+            self._ahead[1].cancel()
+            self._ahead = None
         if self.fetcher is not None:
             await self.fetcher.reach.rest()
 
