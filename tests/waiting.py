@@ -24,8 +24,8 @@ async def begun(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     return task
 
 
-async def eventually(condition: Callable[[], bool], *, limit_s: float = LIMIT_S) -> None:
-    """Wait for what nobody announces: a counter, a log line, a file."""
+async def eventually(condition: Callable[[], bool], *, every_s: float = 0.001, limit_s: float = LIMIT_S) -> None:
+    """Wait for what nobody announces: a counter, a log line, a file. ``every_s=0`` looks in every turn of the loop."""
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(every_s)

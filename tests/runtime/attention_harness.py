@@ -19,6 +19,7 @@ from janus.model.attention_model import AttentionModel
 from janus.model.checkpoint import Checkpoint
 from janus.model.kv_cache import PagedKVCache
 from janus.runtime.attention_engine import AttentionEngine
+from janus.runtime.routing_sampler import RoutingSampler
 from janus.runtime.step_news import StepNews
 from tests.runtime.world import LIMIT_S
 from tests.waiting import turns
@@ -198,7 +199,13 @@ async def engines(checkpoint: Checkpoint, local: LocalExchange) -> AsyncIterator
     model = AttentionModel.load(checkpoint, checkpoint.config, torch.float32, torch.device("cpu"))
     tasks: list[asyncio.Task[None]] = []
 
-    def make(*, num_blocks: int = 64, recovery_timeout_s: float = LIMIT_S, micro_batches: int = 1) -> Running:
+    def make(
+        *,
+        num_blocks: int = 64,
+        recovery_timeout_s: float = LIMIT_S,
+        micro_batches: int = 1,
+        routing: RoutingSampler | None = None,
+    ) -> Running:
         limits = BatcherConfig(
             max_running=8, token_budget=16, block_size=4, num_blocks=num_blocks, max_model_len=128, max_waiting=16
         )
@@ -219,6 +226,7 @@ async def engines(checkpoint: Checkpoint, local: LocalExchange) -> AsyncIterator
             micro_batches=FixedMicroBatches(micro_batches),
             recovery_timeout_s=recovery_timeout_s,
             publish=publish,
+            routing=routing,
         )
         tasks.append(asyncio.create_task(engine.run(), name="engine"))
         running = Running(engine, exchange, tasks[-1])

@@ -86,7 +86,7 @@ def lie(world: Nodes, config: ModelConfig, *, fill: int = 0, batches: int | None
 
 async def handed_in(exchange: RemoteExchange) -> None:
     """Return when rows of another member are there, and wait for those of the one who posts."""
-    await eventually(lambda: exchange._bundles is not None and bool(exchange._bundles._open))
+    await eventually(lambda: exchange._bundles is not None and bool(exchange._bundles._open), every_s=0)
 
 
 REPLICAS = len(SLOTS) * 3

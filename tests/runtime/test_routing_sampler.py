@@ -157,8 +157,8 @@ async def test_the_engine_samples_what_the_model_routes(
 
     async def counts(batches: int, *, together: bool) -> np.ndarray:
         window = ActivationWindow(config.num_moe_layers, config.num_experts, config.top_k)
-        running = start(micro_batches=batches)
-        running.engine.routing = RoutingSampler(4096, max_rows=16)  # all of them
+        sampler = RoutingSampler(4096, max_rows=16)  # all of them
+        running = start(micro_batches=batches, routing=sampler)
         names = list(PROMPTS)
         for name in names:
             running.submit(name, PROMPTS[name])
@@ -166,7 +166,7 @@ async def test_the_engine_samples_what_the_model_routes(
                 await running.end(name)
         for name in names:
             await running.end(name)
-        sample = running.engine.routing.take()
+        sample = sampler.take()
         assert sample is not None
         # The last token of a request is never computed.
         assert sample.tokens == sample.seen == sum(len(prompt) + 19 for prompt in PROMPTS.values())

@@ -54,7 +54,6 @@ class AttentionEngine:
         self._batcher = batcher
         self._exchange = exchange
         self._policy = micro_batches
-        self.routing = routing or RoutingSampler(0)
         self._clock_ns = clock_ns
         self._recovery_timeout_s = recovery_timeout_s
         self._publish_news = publish
@@ -65,7 +64,12 @@ class AttentionEngine:
         self.times = StepTimes()
         self._turns = Turns(self.times)
         self._forward = ForwardPass(
-            model=model, kv=kv, exchange=exchange, routing=self.routing, turns=self._turns, clock_ns=clock_ns
+            model=model,
+            kv=kv,
+            exchange=exchange,
+            routing=routing or RoutingSampler(0),
+            turns=self._turns,
+            clock_ns=clock_ns,
         )
         #: What the policy chose last.
         self.micro_batches = 1
