@@ -126,7 +126,7 @@ class ControlApi:
             problem = ConfigError("body", f"cannot be read ({error})", f"send the fields of {kind.__name__} as JSON")
             return _refusal(problem, 400)
         except RequestError as error:
-            return _refusal(error, error.status)
+            return _refusal(ConfigError("body", error.message, "send one JSON object"), 400)
         except ConfigError as error:
             return _refusal(error, 400)
         except Busy as error:

@@ -61,7 +61,8 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve from now on."""
+        """Serve from now on: who connects as soon as this returns is answered, if only in a moment."""
+        self._socket.listen(BACKLOG)
         self._serving = self._tasks.start(self._server.serve(sockets=[self._socket]), name=f"http[{self.port}]")
 
     def stop_accepting(self) -> None:
