@@ -150,6 +150,10 @@ class Bundle:
         self.over = True
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
+        # They name the bundle. Left to the garbage collector, a few small objects per layer keep the allocator from
+        # reusing what a layer gives back, and each layer's result is in memory that was never touched before.
+        self.posts.clear()
         self.owner.forget_answers(self.request_ids)
         for frame in self.answers:
             if frame is not None:
