@@ -11,6 +11,7 @@ import math
 import os
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from janus.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+    from janus.model.memory import Reused
+
 #: Headers of real checkpoints are a few MB at most; the safetensors library uses the same limit.
 MAX_HEADER_BYTES = 100 << 20
 
-#: Larger tensors are read into memory on huge pages: the C allocator would map as much anew for each, in small pages.
-_HUGE_BYTES = 32 << 20
+#: Tensors of this size are read into memory that was used before; larger ones into new memory, on huge pages too.
+_REUSED_BYTES = range(1 << 20, 32 << 20)
 
 #: Stored dtype -> its name in torch, and bytes per element.
 READABLE_DTYPES = {
@@ -51,7 +54,16 @@ def new_bytes(count: int) -> torch.Tensor:
 
     from janus.model.memory import huge_bytes
 
-    return huge_bytes(count) if count > _HUGE_BYTES else torch.empty(count, dtype=torch.uint8)
+    if count < _REUSED_BYTES.start:
+        return torch.empty(count, dtype=torch.uint8)
+    return _reused().take(count) if count in _REUSED_BYTES else huge_bytes(count)
+
+
+@cache
+def _reused() -> Reused:
+    from janus.model.memory import Reused
+
+    return Reused()
 
 
 class SafetensorsFile:
