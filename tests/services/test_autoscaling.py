@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from janus.config.options import CommonOptions, ControllerOptions
 from janus.config.scaling import ScalingOptions
 from janus.core.latency import LatencyHistogram
 from janus.core.membership import Membership
-from janus.core.membership_events import ExpectedSet, LeaveSeen
+from janus.core.membership_events import Event, ExpectedSet, LeaveSeen
 from janus.core.scaling import Counts, Decision, Reason
 from janus.core.scaling.learned import LearnedModel
 from janus.core.scaling.steps import steps
@@ -63,7 +64,7 @@ class World:
     def __init__(self, options: ScalingOptions = OPTIONS, *, dry: bool = False, experts: int = 1) -> None:
         self.now = 100.0
         self.membership: Membership = cluster(experts=experts, now=self.now)
-        self.events: list[object] = []
+        self.events: list[Event] = []
         self.scaler = Fake(self)
         config = scaling_config(options, monolithic=False)
         self.registry = CollectorRegistry()
@@ -85,9 +86,9 @@ class World:
             self.join(name)
         self.settle()
 
-    def apply(self, event: object) -> None:
+    def apply(self, event: Event) -> None:
         self.events.append(event)
-        self.membership.handle(event)  # type: ignore[arg-type]
+        self.membership.handle(event)
 
     def join(self, name: str) -> None:
         self.membership.handle(registered(name, now=self.now))
@@ -349,9 +350,9 @@ def _fields(options: ScalingOptions) -> dict[str, Any]:
 def test_on_needs_something_to_act_through() -> None:
     common = CommonOptions(secret="s" * 16, name="controller-0")
     with pytest.raises(ConfigError, match="--autoscale") as caught:
-        ControllerOptions(common=common, model="m", scaling=OPTIONS)  # type: ignore[arg-type]
+        ControllerOptions(common=common, model=Path("m"), scaling=OPTIONS)
     assert "--scale-command" in caught.value.remedy
-    ControllerOptions(common=common, model="m", scaling=OPTIONS, control_socket="/run/x")  # type: ignore[arg-type]
+    ControllerOptions(common=common, model=Path("m"), scaling=OPTIONS, control_socket="/run/x")
 
 
 @pytest.mark.parametrize(

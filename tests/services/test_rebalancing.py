@@ -49,7 +49,7 @@ class Controller:
             self.membership.handle(beat(name))
         self.settle()
         common = CommonOptions(secret="s" * 16, name="controller-0")
-        options = ControllerOptions(common=common, model="model", rebalance_s=1.0)  # type: ignore[arg-type]
+        options = ControllerOptions(common=common, model=Path("model"), rebalance_s=1.0)
         self.events: list[Event] = []
         self.seen = seen
         self.rebalancer = Rebalancer(
@@ -85,7 +85,8 @@ def together(controller: Controller) -> list[tuple[int, int]]:
     """Pairs of experts that sit on one instance in every layer; the worst that tokens can choose."""
     assert controller.membership.view.placement is not None
     placement = Placement.from_table(controller.membership.view.placement)
-    return [tuple(held) for held in (placement.replicas(name)[0] for name in placement.instances)]  # type: ignore[misc]
+    pairs = (placement.replicas(name)[0] for name in placement.instances)
+    return [(first, second) for first, second in pairs]
 
 
 async def test_experts_that_are_chosen_together_are_taken_apart() -> None:
@@ -132,7 +133,7 @@ async def test_a_policy_that_fails_costs_one_look(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(rebalancing.POLICIES, "activation-aware", broken)
     failing = Rebalancer(
         controller.membership,
-        ControllerOptions(common=CommonOptions(secret="s" * 16, name="c"), model="model"),  # type: ignore[arg-type]
+        ControllerOptions(common=CommonOptions(secret="s" * 16, name="c"), model=Path("model")),
         replica=REPLICA,
         dtype=lambda: "",
         activity=lambda: controller.seen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_a_profile_predicts_and_more_load_asks_for_more(planned: ScalingSetup) -
     for requests_s in (1.0, 1e4, 1e5):
         demand = Demand(tokens_s=50 * requests_s, requests_s=requests_s, prompt_tokens=20, output_tokens=50)
         outlook = planned.model.outlook(demand, slo_s=0.1, most=most, streams_most=64)
-        found = fewest(lambda counts, outlook=outlook: bears(outlook, counts), least, most)  # type: ignore[misc]
+        found = fewest(partial(bears, outlook), least, most)
         totals.append(found.total if found is not None else 99)
     assert totals == sorted(totals)
     assert totals[0] < totals[-1]
