@@ -1,8 +1,7 @@
 """``python -m benchmarks.serving.families``: every model family beside transformers, on a random checkpoint of each.
 
 A cluster of one attention and one expert instance and transformers' generate are up at once, on the same cores, and
-take turns, as in ``python -m benchmarks.serving``; docs/performance.md says how a cell is measured. All families take
-about ten minutes.
+take turns, as in ``python -m benchmarks.serving``; docs/performance.md says how a cell is measured.
 """
 
 from __future__ import annotations
