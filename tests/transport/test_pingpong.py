@@ -39,10 +39,13 @@ def test_links_are_compared_turn_by_turn_and_by_the_goal_of_their_size() -> None
             figure("ucxx", 64, [20.0, 65.0, 15.0]),
             figure("link-ucx", 64 << 10, [130.0, 400.0, 133.0]),
             figure("ucxx", 64 << 10, [100.0, 200.0, 100.0]),
+            figure("ucxx-probe", 64, [20.0, 60.0, 20.5]),
+            figure("ucxx-probe", 64 << 10, [125.0, 300.0, 133.0]),
         ],
     }
     text = tables(result)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert ["64 B", "41 (40)", "20 (15)"] in cells
-    assert ["64 B", "25", "2.00", "25", "2.67", "30 us", "yes"] in cells
-    assert ["64 KiB", "33", "1.33", "30", "1.30", "1.3x", "no"] in cells
+    assert ["64 B", "41 (40)", "20 (15)", "20 (20)"] in cells
+    assert ["64 KiB", "133 (130)", "100 (100)", "133 (125)"] in cells
+    assert ["64 B", "25", "2.00", "25", "2.67", "2.00", "30 us", "yes"] in cells
+    assert ["64 KiB", "33", "1.33", "30", "1.30", "1.04", "1.3x", "no"] in cells
