@@ -218,12 +218,12 @@ def main() -> None:
         shape = ["--layers", str(given.layers), "--experts", str(given.experts), "--set", given.set]
         command = [sys.executable, "-m", "janus_cli", "models", "random", given.model, "--out", str(path)]
         subprocess.run([*command, *shape, "--no-tokenizer"], check=True)
-        meter = CpuMeter({"benchmark": [os.getpid()]})
+        meter, before = CpuMeter({"benchmark": [os.getpid()]}), os.times()
         roles = measure(path, given.runs)
-        use = meter.read()
+        use, after = meter.read(), os.times()
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     # The processes that were measured have ended, and their time counts as this one's children's.
-    children = os.times().children_user + os.times().children_system
+    children = after.children_user + after.children_system - before.children_user - before.children_system
     result = {
         "checkpoint": {"model": given.model, "layers": given.layers, "bytes": size, "dtype": "bfloat16"},
         "ratio": {role: {state: roles[role][state]["ratio"] for state in ("warm", "cold")} for role in roles},
