@@ -78,6 +78,14 @@ bench-scheduling: develop ## measure the schedulers; writes benchmarks/results/s
 bench-placement: develop ## measure the placement policies; writes benchmarks/results/placement.json
 	$(BIN)/python -m benchmarks.placement
 
+.PHONY: domains
+domains: develop ## change the text under load and see experts re-placed; writes benchmarks/results/domains.json (10 minutes)
+	$(BIN)/python -m benchmarks.chaos.domains
+
+.PHONY: bench-start
+bench-start: develop ## measure starts from a large checkpoint; writes benchmarks/results/start.json
+	$(BIN)/python -m benchmarks.start --write
+
 .PHONY: bench-exchange
 bench-exchange: develop ## measure the exchange on the testbed; writes benchmarks/results/exchange.json (Linux, root)
 	$(BIN)/python -m benchmarks.exchange
