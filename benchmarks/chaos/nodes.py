@@ -91,6 +91,8 @@ def _inside(namespace: Path) -> Iterator[None]:
     UCX looks for network devices in /sys, and would see those outside.
     """
     with contextlib.ExitStack() as stack:
+        # Last of all: to enter a mount namespace is to be in its root directory.
+        stack.callback(os.chdir, Path.cwd())
         for name, kind in (("net", _CLONE_NEWNET), ("mnt", _CLONE_NEWNS)):
             home = os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, home)

@@ -76,14 +76,17 @@ def send(bed: Testbed) -> Send:
 
 @pytest.mark.parametrize(("latency_us", "rate_gbit"), [(200, 0.5), (50, 1)])
 def test_round_trip_and_rate_are_as_set(bed: Testbed, latency_us: float, rate_gbit: float) -> None:
-    bed.set_link(LinkSpec(latency_us=latency_us, rate_gbit=rate_gbit))
     seen = []
     for _ in range(ATTEMPTS):
+        # What a round trip takes without any latency is the machine's, and more when it is busy or slow.
+        bed.set_link(LinkSpec(latency_us=1, rate_gbit=rate_gbit))
+        bare_us = bed.measured(rounds=200, seconds=0.1).rtt_p50_us
+        bed.set_link(LinkSpec(latency_us=latency_us, rate_gbit=rate_gbit))
         measured = bed.measured(rounds=200, seconds=0.1)
         seen.append(measured)
         assert measured.rtt_p50_us >= 2 * latency_us
         assert measured.gbit_per_s <= rate_gbit * 1.02
-        if measured.rtt_p50_us <= 2 * latency_us + 150 and measured.gbit_per_s >= 0.85 * rate_gbit:
+        if measured.rtt_p50_us <= 2 * latency_us + max(150, 2 * bare_us) and measured.gbit_per_s >= 0.85 * rate_gbit:
             return
     pytest.fail(f"set {latency_us} us, {rate_gbit} Gbit/s; measured {seen}")
 
