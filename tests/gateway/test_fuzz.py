@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +23,9 @@ CHECKS = (
 @pytest.mark.timeout(1200)
 async def test_fuzz_the_http_schema() -> None:
     pytest.importorskip("schemathesis", reason="needs schemathesis; `make fuzz` installs it")
-    async with running_cluster(["--model", str(MODEL), "--attention", "1", "--experts", "2", "--port", "0"]) as cluster:
+    size = ["--attention", "1", "--experts", "2"]
+    name = ["--name", f"fuzz-{os.getpid()}"]  # beside whatever cluster of this user is up
+    async with running_cluster(["--model", str(MODEL), *size, *name, "--port", "0"]) as cluster:
         base = cluster.url.removesuffix("/v1")
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{base}/openapi.json", "--checks", CHECKS]
         # One worker: with several, schemathesis trips over its own threads while it makes cases.

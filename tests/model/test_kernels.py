@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from janus.errors import ConfigError
 from janus.model.batch import StepBatch
 from janus.model.kernels import build
 from janus.model.kernels.library import configure_threads, default_threads, load_library
@@ -152,6 +153,16 @@ def test_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     load_library.cache_clear()
     try:
         assert load_library() is None
+    finally:
+        load_library.cache_clear()
+
+
+def test_a_word_that_says_neither_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JANUS_CPU_KERNELS", "of")
+    load_library.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"JANUS_CPU_KERNELS.*'of' is neither on nor off.*use on or off"):
+            load_library()
     finally:
         load_library.cache_clear()
 

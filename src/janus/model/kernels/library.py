@@ -14,6 +14,7 @@ import numpy.typing as npt
 import structlog
 import torch
 
+from janus.errors import ConfigError
 from janus.model.kernels.build import KernelBuildError, build
 from janus.model.memory import Arena
 
@@ -27,6 +28,9 @@ PANEL = 32
 #: How long an idle worker spins before it sleeps: long enough to bridge the Python between two kernels of one step,
 #: short enough not to hold a core that another server of the machine needs.
 DEFAULT_SPIN_US = 50
+
+#: What ``JANUS_CPU_KERNELS`` may say.
+_ON, _OFF = frozenset({"on", "1", "true"}), frozenset({"off", "0", "false"})
 
 
 class AttentionShape(ctypes.Structure):
@@ -269,8 +273,11 @@ def load_library() -> Library | None:
     """Return the kernels, compiled if need be, or None (logged once) where that is impossible.
 
     ``JANUS_CPU_KERNELS=off`` turns them off.
+
+    Raises:
+        ConfigError: the variable is neither on nor off.
     """
-    if os.environ.get("JANUS_CPU_KERNELS", "on").lower() in {"off", "0", "false"}:
+    if not _wanted(os.environ.get("JANUS_CPU_KERNELS", "on")):
         _log.info("kernels_off", reason="JANUS_CPU_KERNELS")
         return None
     try:
@@ -282,6 +289,13 @@ def load_library() -> Library | None:
         return None
     library.configure(default_threads(), DEFAULT_SPIN_US)
     return library
+
+
+def _wanted(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in _ON | _OFF:
+        raise ConfigError("JANUS_CPU_KERNELS", f"{text!r} is neither on nor off", "use on or off")
+    return word in _ON
 
 
 def default_threads() -> int:
