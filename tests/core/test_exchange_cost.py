@@ -46,7 +46,7 @@ def test_many_instances_on_few_nodes_gain_from_two_phases() -> None:
 
 
 def test_large_batches_are_not_gathered_and_gain_from_the_relay_all_the_same() -> None:
-    large = shape(members=2, sources=4, nodes=2, per_node=2, rows=128)
+    large = shape(members=2, sources=4, nodes=2, per_node=2, rows=2048)
     assert cost("two-phase", large) < cost("direct", large) == pytest.approx(cost("aggregated", large))
 
 

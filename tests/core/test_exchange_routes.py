@@ -16,34 +16,37 @@ def placed(*nodes: str) -> Placement:
 
 def test_direct_and_aggregated_go_to_every_instance_node_by_node() -> None:
     for mode in ("direct", "aggregated"):
-        assert destinations(placed("x", "y", "x"), mode, source=0) == (
-            Destination((0,), 0, "expert-0"),
-            Destination((2,), 0, "expert-2"),
-            Destination((1,), 1, "expert-1"),
+        assert destinations(placed("x", "y", "x"), mode) == (
+            Destination((0,), 0, ("expert-0",)),
+            Destination((2,), 0, ("expert-2",)),
+            Destination((1,), 1, ("expert-1",)),
         )
 
 
-def test_two_phase_goes_to_one_relay_per_node_and_source_nodes_use_different_ones() -> None:
-    placement = placed("x", "y", "x", "y")
-    assert destinations(placement, "two-phase", source=0) == (
-        Destination((0, 2), 0, "expert-0"),
-        Destination((1, 3), 1, "expert-1"),
+def test_two_phase_goes_to_one_relay_per_node_and_its_instances_take_turns() -> None:
+    found = destinations(placed("x", "y", "x", "y"), "two-phase")
+    assert found == (
+        Destination((0, 2), 0, ("expert-0", "expert-2")),
+        Destination((1, 3), 1, ("expert-1", "expert-3")),
     )
-    assert [to.relay for to in destinations(placement, "two-phase", source=1)] == ["expert-2", "expert-3"]
-    assert destinations(placement, "two-phase", source=2) == destinations(placement, "two-phase", source=0)
+    assert [[to.relay(turn) for to in found] for turn in range(3)] == [
+        ["expert-0", "expert-1"],
+        ["expert-2", "expert-3"],
+        ["expert-0", "expert-1"],
+    ]
 
 
-@given(nodes=st.lists(st.sampled_from("xyz"), min_size=1, max_size=8), source=st.integers(0, 9))
-def test_every_instance_is_in_one_destination_and_relays_are_members(nodes: list[str], source: int) -> None:
+@given(nodes=st.lists(st.sampled_from("xyz"), min_size=1, max_size=8), turn=st.integers(0, 9))
+def test_every_instance_is_in_one_destination_and_relays_are_members(nodes: list[str], turn: int) -> None:
     placement = placed(*nodes)
     for mode in MODES:
-        found = destinations(placement, mode, source=source)
+        found = destinations(placement, mode)
         assert sorted(i for to in found for i in to.instances) == list(range(len(nodes)))
         assert [to.group for to in found] == sorted(to.group for to in found)
         for to in found:
-            assert to.relay in {placement.instances[i] for i in to.instances}
+            assert to.relay(turn) in {placement.instances[i] for i in to.instances}
             assert {nodes[i] for i in to.instances} == {list(dict.fromkeys(nodes))[to.group]}
-    assert len(destinations(placement, "two-phase", source=source)) == len(set(nodes))
+    assert len(destinations(placement, "two-phase")) == len(set(nodes))
 
 
 @given(members=st.integers(1, 8), layers=st.integers(1, 40))

@@ -9,7 +9,7 @@ import pytest
 from janus.config.options import ExchangeName
 from janus.core.exchange_chooser import ModeChooser
 from janus.core.exchange_cost import DispatchShape, LinkCost
-from janus.core.exchange_routes import MODES, Mode
+from janus.core.exchange_routes import GATHERED_MOST_BYTES, MODES, Mode
 from janus.core.placement import Placement
 from janus.exchange.choice import Decision, ModeChoice
 from janus.messages.control import ExchangeWay, PlacementTable
@@ -87,7 +87,7 @@ def said(way: Mode, shape: DispatchShape = SHAPE) -> ExchangeWay:
 
 FREE_INSIDE = LinkCost(message_s=1e-6, latency_s=0.0, byte_s=0.0)
 COSTLY = LinkCost(message_s=1.0, latency_s=0.0, byte_s=0.0)
-LARGE = replace(SHAPE, batch_bytes=64 << 10)
+LARGE = replace(SHAPE, batch_bytes=GATHERED_MOST_BYTES + 1)
 
 
 def test_it_takes_what_the_model_says_is_best_until_the_cadence_says_otherwise() -> None:

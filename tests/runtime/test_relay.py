@@ -21,7 +21,7 @@ from tests.runtime.nodes import MakeEngine, Nodes, spread, start_nodes
 from tests.runtime.world import LIMIT_S, batch
 from tests.waiting import eventually
 
-#: One node of three experts; the first is the relay. The attention instance is alone on its own.
+#: One node of three experts; the first is the relay in layer 0. The attention instance is alone on its own.
 SLOTS = {"expert-0": [0, 1, 2], "expert-1": [3, 4, 5], "expert-2": [6, 7, 0]}
 NODES = dict.fromkeys(SLOTS, "x")
 RELAY, SIBLING = "expert-0", "expert-1"
@@ -148,9 +148,9 @@ async def test_a_sibling_that_is_late_is_asked_itself_and_its_answer_dropped(
 async def test_an_answer_of_the_wrong_shape_is_told_by_name_and_asked_for_anew(
     world: Nodes, given: tuple[torch.Tensor, ...]
 ) -> None:
-    expected = (await world.run(1, {"attention-0": given}))["attention-0"]
+    expected = (await world.run(0, {"attention-0": given}))["attention-0"]
     exchange, held = world.attention["attention-0"], Held(world.experts[SIBLING])
-    receipt = exchange.dispatch(1, *given)
+    receipt = exchange.dispatch(0, *given)
     await held.wait()
     ((link, frame),) = held.waiting
     held.waiting.clear()

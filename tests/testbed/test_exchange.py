@@ -159,7 +159,7 @@ REPEATED = [pytest.param(0, id="once"), *(pytest.param(n, id=str(n), marks=pytes
 def test_a_killed_expert_is_named_by_all_and_missed_by_none_when_it_is_back(
     victim: str, moment: int, workers: Workers
 ) -> None:
-    """It relays for one attention node and is a sibling of the relay for the other."""
+    """It relays in some layers and is a sibling of the relay in others."""
     begun(workers)
     Moments((victim, moment)).wait()
     workers.kill(victim)

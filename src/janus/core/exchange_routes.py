@@ -22,7 +22,7 @@ Mode: TypeAlias = Literal["direct", "aggregated", "two-phase"]
 MODES: tuple[Mode, ...] = ("direct", "aggregated", "two-phase")
 
 #: Batches of more bytes of activations are not gathered.
-GATHERED_MOST_BYTES = 32 << 10
+GATHERED_MOST_BYTES = 512 << 10
 
 
 def gathers(mode: Mode, *, members: int, batch_bytes: int) -> bool:
@@ -38,33 +38,41 @@ class Destination:
     instances: tuple[int, ...]
     #: Index of their node in ``Placement.groups``.
     group: int
-    #: The instance that the frame is sent to.
-    relay: str
+    #: The instances that the frame may be sent to, which share it with the others; they take turns.
+    relays: tuple[str, ...]
 
     @property
     def is_node(self) -> bool:
         """Whether the relay has siblings to share the frame with."""
         return len(self.instances) > 1
 
+    def relay(self, turn: int) -> str:
+        """Return the instance that the frame is sent to.
 
-def destinations(placement: Placement, mode: Mode, *, source: int) -> tuple[Destination, ...]:
+        What is small enough to be gathered goes to the same relay from all attention nodes, with the layer as the
+        ``turn``: what one instance forwards reaches each sibling together, which then wakes once, computes once and
+        reads its experts once. Over the layers of a step no instance relays for all. Large batches go to a different
+        relay from each attention node where there are enough, lest their bytes queue for one: the turn is layer +
+        number of the source node.
+        """
+        return self.relays[turn % len(self.relays)]
+
+
+def destinations(placement: Placement, mode: Mode) -> tuple[Destination, ...]:
     """Return where the rows of a dispatch go, in the order in which the answers are added up.
 
     An instance without an expert in ``placement`` - it may be what is left of one without those that are lost - gets
     nothing, and relays nothing.
-
-    ``source``: number of the source node among the attention nodes. Nodes with different numbers use different relays
-    where there are enough, so that no instance relays for all.
     """
     used = in_use(placement)
     found = []
     for index, group in enumerate(placement.groups):
         there = [instance for instance in group if used[instance]]
         if mode != "two-phase":
-            found += [Destination((instance,), index, placement.instances[instance]) for instance in there]
+            found += [Destination((instance,), index, (placement.instances[instance],)) for instance in there]
         elif there:
             # The whole group: the receivers number its slots through all of it.
-            found.append(Destination(group, index, placement.instances[there[source % len(there)]]))
+            found.append(Destination(group, index, tuple(placement.instances[instance] for instance in there)))
     return tuple(found)
 
 

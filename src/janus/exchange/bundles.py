@@ -220,12 +220,13 @@ class Bundles:
             bundle.posts.append(None)
             bundle.answers.append(None)
             return
-        link = self._links.get(to.relay)
-        if link is None:
-            raise LinkError(to.relay, "is not linked")
         _, layer, plan, _, flags, _ = bundle.key
+        relay = to.relay(layer)
+        link = self._links.get(relay)
+        if link is None:
+            raise LinkError(relay, "is not linked")
         frame, nbytes, top_k = fill(bundle, link, numbering, total, packing=self._packing, dtype=self._dtype)
-        post = Post(bundle, index, to.relay, total)
+        post = Post(bundle, index, relay, total)
         request_id = self._await_answer(post)
         bundle.request_ids.append(request_id)
         bundle.posts.append(post)

@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from janus.core.exchange_cost import DispatchShape
-from janus.core.exchange_routes import MODES, gathers, leader
+from janus.core.exchange_routes import GATHERED_MOST_BYTES, MODES, gathers, leader
 from janus.core.placement import Placement
 from janus.core.scheduling import Assignment
 from janus.core.slowness import Slowness
@@ -18,7 +18,7 @@ from janus.exchange.bundle import Batch
 from janus.exchange.bundles import Bundles
 from janus.exchange.choice import ModeChoice
 from janus.exchange.endurance import Endurance
-from janus.exchange.layout import UngatedLayout, dispatch_layout, dtype_code
+from janus.exchange.layout import UngatedLayout, address_of, dispatch_layout, dtype_code
 from janus.exchange.packing import Numbering, Routed, packing_for
 from janus.exchange.plan import Plan
 from janus.exchange.receipts import Part, Receipt, Waiter, reject
@@ -80,7 +80,8 @@ class Posting(Endurance):
 
     def _post_all(self, receipt: Receipt, plan: Plan, x_TH: torch.Tensor, routed: Routed | None) -> None:
         mode, epoch, layer = receipt.decision.mode, plan.placement.epoch, receipt.layer
-        if gathers(mode, members=len(self._members), batch_bytes=x_TH.numel() * self._dtype.itemsize):
+        batch_bytes = x_TH.numel() * self._dtype.itemsize
+        if gathers(mode, members=len(self._members), batch_bytes=batch_bytes):
             by = leader(self._members, layer)
             sibling = self.siblings.get(by)
             if sibling is not None and not sibling.closed and not self._passes_over(by):
@@ -93,7 +94,8 @@ class Posting(Endurance):
                 if routed is not None:
                     # The scheduler's arrays are its own, and these rows are packed later.
                     chosen = routed.assignment
-                    kept = Assignment(chosen.phys_ids.copy(), chosen.load, chosen.rows, chosen.activated)
+                    ids = chosen.phys_ids.copy()
+                    kept = Assignment(ids, chosen.load, chosen.rows, chosen.activated, phys_address=address_of(ids))
                     routed = Routed(x_TH, kept, routed.weights_TK)
                 key = (mode, layer, plan, top_k, self._flags, x_TH.shape[1])
                 batch = Batch(x_TH, routed, receipt=receipt)
@@ -101,6 +103,7 @@ class Posting(Endurance):
             return
         parts = receipt.parts
         receipt.per_instance = mode != "two-phase"
+        turn = layer if batch_bytes <= GATHERED_MOST_BYTES else layer + self._source
         for to, numbering in zip(plan.destinations, plan.numberings, strict=True):
             if routed is None:
                 count = x_TH.shape[0]
@@ -110,10 +113,11 @@ class Posting(Endurance):
                 count = int(routed.assignment.rows[to.instances[0]])
             if not count:
                 continue
-            link = self.links.get(to.relay)
+            relay = to.relay(turn)
+            link = self.links.get(relay)
             if link is None:
-                raise LinkError(to.relay, "is not linked")
-            part = Part(receipt, to.relay, to.group, count, None)
+                raise LinkError(relay, "is not linked")
+            part = Part(receipt, relay, to.group, count, None)
             parts.append(part)
             self._times.frames += 1
             flags = self._flags | Flags.NODE if to.is_node else self._flags

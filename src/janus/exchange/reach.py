@@ -82,7 +82,6 @@ class Reach:
         names = sorted(set(nodes.values()))
         self._source = names.index(nodes[self.own]) if self.own in nodes else 0
         self._sources = max(1, len(nodes))
-        self._plan_routes()
 
     def links_changed(self) -> None:
         """A link came up or went away: routes are planned anew, whoever waits for readiness looks again."""
@@ -153,7 +152,7 @@ class Reach:
         plan = self._plans.get((id(placement), mode))
         if plan is None:
             slots, total = placement.slots_per_instance, placement.num_instances
-            to = destinations(placement, mode, source=self._source)
+            to = destinations(placement, mode)
             numberings = tuple(Numbering.of(each.instances, slots=slots, total=total) for each in to)
             everywhere = Numbering.of(range(total), slots=slots, total=total)
             idle = [index for index, used in enumerate(in_use(placement)) if not used]
