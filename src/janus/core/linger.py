@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 #: A member that has missed so many bundles in a row is waited for no more until it comes by itself.
 _MISSES = 2
+_NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -27,13 +28,13 @@ class Linger:
 
     def expected(self, present: Iterable[str], *, layer: int) -> frozenset[str]:
         """Return the members to wait for, when those in ``present`` have their rows of ``layer`` in the bundle."""
-        there, sent = frozenset(present), self._sent.get(layer, {})
-        most = max((sent.get(name, 0) for name in there), default=0)
-        return frozenset(
-            name
-            for name, missed in self._missed.items()
-            if missed < _MISSES and name not in there and sent.get(name, 0) <= most
-        )
+        there = frozenset(present)
+        missing = [name for name, missed in self._missed.items() if missed < _MISSES and name not in there]
+        if not missing:
+            return _NOBODY
+        sent = self._sent.get(layer, {})
+        most = max([sent.get(name, 0) for name in there], default=0)
+        return frozenset([name for name in missing if sent.get(name, 0) <= most])
 
     def sent(self, present: Iterable[str], *, layer: int) -> None:
         """Note that a bundle of ``layer`` went out with the rows of ``present``."""
@@ -41,7 +42,7 @@ class Linger:
         for name in self.expected(there, layer=layer):
             self._missed[name] = min(self._missed[name] + 1, _MISSES)
         sent = self._sent.setdefault(layer, {})
-        most = max(sent.get(name, 0) for name in there)
+        most = max([sent.get(name, 0) for name in there])
         for name in there:
             self._missed[name] = 0
             sent[name] = most + 1

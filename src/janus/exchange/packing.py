@@ -8,8 +8,10 @@ has driven the interpreter out of the caches.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from janus.core.scheduling import Assignment
-from janus.exchange.layout import DispatchLayout, matrix
+from janus.exchange.layout import DispatchLayout, address_of, matrix
 from janus.model.kernels.library import DTYPES, Library, load_library
 from janus.transport.contract import OutFrame
 
@@ -126,12 +128,15 @@ def packing_for(dtype: torch.dtype, device: torch.device) -> Packing:
 
 
 class KernelPacking:
-    """On the CPU kernels."""
+    """On the CPU kernels. For one thread: what ``combine`` tells them lies in the same memory every time."""
 
     def __init__(self, library: Library, dtype: torch.dtype) -> None:
         self._library = library
         self._dtype = dtype
         self._code = DTYPES[dtype]
+        #: int64: the ends of groups, then the address, the rows' address and the count of each answer.
+        self._told = np.empty(64, dtype=np.int64)
+        self._told_at = address_of(self._told)
 
     def count(self, assignment: Assignment, to: Numbering) -> int:
         tokens, k = assignment.phys_ids.shape
@@ -164,7 +169,7 @@ class KernelPacking:
             x_TH.data_ptr(),
             _address(assignment),
             weights_TK.data_ptr(),
-            None if rows is None else rows.ctypes.data,
+            None if rows is None else address_of(rows),
             start + at * layout.row_nbytes,
             start + layout.slots_at + at * k * 4,
             start + layout.weights_at + at * k * 4,
@@ -205,16 +210,25 @@ class KernelPacking:
         residual: int | None,
         out: int,
     ) -> None:
-        parts, groups = len(answers), len(group_ends)
+        groups = len(group_ends)
+        told = [*group_ends, *[a.address for a in answers]]
+        told += [0 if (rows := a.rows) is None or not rows.size else address_of(rows) for a in answers]
+        told += [a.count for a in answers]
+        if len(told) > len(self._told):
+            self._told = np.empty(2 * len(told), dtype=np.int64)
+            self._told_at = address_of(self._told)
+        _numbers(len(told)).pack_into(self._told.data, 0, *told)
+        ends, parts = self._told_at, 8 * len(answers)
+        addresses = ends + 8 * groups
         self._library.combine(
             self._code,
             shape[0],
             shape[1],
             groups,
-            (ctypes.c_int64 * groups)(*group_ends),
-            (ctypes.c_void_p * parts)(*(answer.address for answer in answers)),
-            (ctypes.c_void_p * parts)(*(None if a.rows is None else a.rows.ctypes.data for a in answers)),
-            (ctypes.c_int64 * parts)(*(answer.count for answer in answers)),
+            ends,
+            addresses,
+            addresses + parts,
+            addresses + 2 * parts,
             residual,
             out,
         )
@@ -297,6 +311,11 @@ class TorchPacking:
             total_TH.add_(group_TH.to(self._dtype))
             start = end
         return total_TH.to(self._dtype)
+
+
+@cache
+def _numbers(count: int) -> struct.Struct:
+    return struct.Struct(f"{count}q")
 
 
 def _address(assignment: Assignment) -> int:

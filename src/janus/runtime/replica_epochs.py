@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from janus.core.placement import EMPTY, Placement
 from janus.errors import ReplicaMissing
+from janus.exchange.layout import address_of
 from janus.messages.control import PlacementTable
 from janus.model.kernels.library import Library
 
@@ -18,7 +19,7 @@ from janus.model.kernels.library import Library
 _NEVER = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class LazySlots:
     """int32[rows, K] of slots at an address; an array of it is made only where there are no kernels."""
 
@@ -63,6 +64,9 @@ class EpochSlots:
         # As the kernels want it: a slot is usable in this epoch if its number here is not above the epoch's.
         self._usable_LC: npt.NDArray[np.int64] = np.full(self.experts_LC.shape, _NEVER, dtype=np.int64)
         self._address, self._row_nbytes = self._usable_LC.ctypes.data, self.count * self._usable_LC.itemsize
+        #: Entries of each instance of the node, as the kernels count them.
+        self._entries: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._entries_at = 0
 
     @property
     def replicas(self) -> int:
@@ -113,8 +117,10 @@ class EpochSlots:
         Raises:
             ReplicaMissing: a slot does not exist, or may not be used in this epoch; the message says which.
         """
-        entries = np.empty(instances, dtype=np.int64)
         if self._library is not None:
+            if instances != len(self._entries):
+                self._entries = np.empty(instances, dtype=np.int64)
+                self._entries_at = address_of(self._entries)
             found: int = self._library.take_share(
                 slots_NK.size,
                 position,
@@ -123,11 +129,11 @@ class EpochSlots:
                 self.number,
                 self._address + layer * self._row_nbytes,
                 slots_NK.address,
-                own_NK.ctypes.data,
-                entries.ctypes.data,
+                address_of(own_NK),
+                self._entries_at,
             )
             if found >= 0:
-                return found, entries.tolist()
+                return found, self._entries.tolist()
         slots = slots_NK.array()
         found = self._scan(layer, slots, own_NK, first=position * self.count, total=instances * self.count)
         return found, np.bincount(slots[slots >= 0] // self.count, minlength=instances).tolist()

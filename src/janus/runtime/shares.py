@@ -11,7 +11,7 @@ import torch
 
 from janus.core.placement import Placement
 from janus.errors import ReplicaMissing
-from janus.exchange.layout import DispatchLayout, matrix
+from janus.exchange.layout import DispatchLayout, address_of, matrix
 from janus.runtime.replica_epochs import LazySlots
 from janus.runtime.replica_slots import ReplicaSlots
 from janus.transport.frame import Flags
@@ -145,7 +145,7 @@ def node_share(
         layout.dtype,
         own_NK,
         None,
-        own_NK.ctypes.data,
+        address_of(own_NK),
         start + layout.weights_at,
         activated,
     )
