@@ -6,7 +6,8 @@
 Writes benchmarks/results/simulator.json. A quick profile of this machine is measured first, with one attention
 instance; ``--hardware`` takes another one, which must be of this machine too, or the comparison says nothing about the
 simulator. No parameter of the simulator or of the profile is fitted to the points that are compared. "Bare" is a
-profile of the same observations that knows nothing of the cores that gateway, clients and other instances take.
+profile of the same observations that knows nothing of the cores that gateway, clients and other instances take. How
+fast memory is read is noted with each, and runs of a point count that the machine was as fast in as for the profile.
 
 ``--against`` starts no cluster: what a result file has measured is simulated anew, with the profile that it was made
 with, or with ``--hardware``. That is how a change of the model is judged.
@@ -57,7 +58,7 @@ def _measure(given: argparse.Namespace) -> int:
     found = profiles.given(given.hardware) if given.hardware else asyncio.run(profiles.measured(_tell))
     points = [point for point in POINTS if given.only in point.name]
     with tempfile.TemporaryDirectory(prefix="janus-simulator-") as scratch:
-        seen = asyncio.run(real.observe(real.models(Path(scratch)), points, _tell))
+        seen = asyncio.run(real.observe(real.models(Path(scratch)), points, _tell, reference_gb_s=found.memory_gb_s))
     out = given.out or _RESULT
     result = _result(given, seen, found)
     out.write_text(as_json(result), encoding="utf-8")

@@ -35,6 +35,7 @@ def _row(observed: Observed, seen: Seen, profiles: Profiles, tell: Callable[[str
         "bare_tpot_error": round(bare.tpot_s.mean / seen.tpot_s - 1, 4),
         "bare_tokens_error": round(bare.output_tokens / bare.ended_s / seen.tokens_per_s - 1, 4),
         "others_cores": seen.others_cores,
+        "memory_gb_s": round(seen.memory_gb_s, 2),
         "runs_tpot_ms": [round(1e3 * each, 3) for each in seen.runs_tpot_s],
     }
     tell(

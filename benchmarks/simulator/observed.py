@@ -33,6 +33,8 @@ class Seen:
     #: Cores that everything else on the machine kept busy.
     others_cores: float
     runs_tpot_s: tuple[float, ...]
+    #: GB/s of memory just before and after; 0 = not known.
+    memory_gb_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,4 +116,5 @@ def _seen(point: Point, row: dict[str, Any]) -> Seen:
         tokens_per_s=row["tokens_per_s"],
         others_cores=row["others_cores"],
         runs_tpot_s=tuple(each / 1e3 for each in row["runs_tpot_ms"]),
+        memory_gb_s=row.get("memory_gb_s", 0.0),
     )

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.simulator.pace import Pace, memory_gb_s
+
+from janus.cluster.environment import usable_cores
 from janus.core.planning.hardware import HardwareProfile
 from janus.core.planning.host import Host
 from janus.errors import ConfigError
@@ -23,19 +26,29 @@ class Profiles:
 
     profile: HardwareProfile
     bare: HardwareProfile
+    #: GB/s of memory while it was measured; 0 = not known.
+    memory_gb_s: float = 0.0
 
-    def kept(self) -> dict[str, str]:
+    def kept(self) -> dict[str, str | float]:
         """Return both as text, for a result file."""
-        return {"profile_toml": to_toml(self.profile), "bare_profile_toml": to_toml(self.bare)}
+        return {
+            "profile_memory_gb_s": round(self.memory_gb_s, 2),
+            "profile_toml": to_toml(self.profile),
+            "bare_profile_toml": to_toml(self.bare),
+        }
 
 
 async def measured(tell: Callable[[str], None]) -> Profiles:
     """Measure this machine, with a minute or two of its clusters."""
+    cores = usable_cores()
+    before = memory_gb_s(cores)
     result = await campaign.run(campaign.Settings(effort=QUICK), tell)
+    pace = Pace(before, memory_gb_s(cores))
     found = result.fit
+    tell(f"memory: {pace.before:.1f} GB/s before the profile, {pace.after:.1f} after")
     tell(f"profile: step times within {found.median_error:.1%} in the median, {found.worst_error:.1%} at worst")
     bare = fit(result.observations, without_host(found.profile))
-    return Profiles(profile=found.profile, bare=bare.profile)
+    return Profiles(profile=found.profile, bare=bare.profile, memory_gb_s=pace.mean)
 
 
 def given(name_or_path: str) -> Profiles:
@@ -62,4 +75,5 @@ def kept_in(path: Path) -> Profiles:
     return Profiles(
         profile=parse(result["profile_toml"], where=f"{path}: profile_toml"),
         bare=parse(result["bare_profile_toml"], where=f"{path}: bare_profile_toml"),
+        memory_gb_s=result.get("profile_memory_gb_s", 0.0),
     )

@@ -8,25 +8,30 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from benchmarks.serving.machine import CpuMeter
 from benchmarks.simulator.observed import Observed, Seen, table_of
+from benchmarks.simulator.pace import ALIKE, Pace, memory_gb_s
 from benchmarks.simulator.points import Cluster, ModelName, Point
 
 from janus.chaos.scenario import ClusterNeeds
 from janus.chaos.stream import Sample, complete
 from janus.chaos.suite import with_cluster
+from janus.cluster.environment import usable_cores
 from janus.cluster.state import ClusterState, RunDirectory
 from janus.cluster.trace_client import TraceClient
 from janus.profiling.models import Measured
 from janus.simulation.workloads import ClosedLoop
 
 _TIMEOUT_S = 120.0
-#: Of each point so many runs. Of those that others disturbed least, within ``_ALIKE`` cores, the median TPOT's counts.
+#: Of each point so many runs at the pace of the profile, where that many are to be had in ``_MOST``. Of those that
+#: others disturbed least, within ``_ALIKE`` cores, the median TPOT's counts.
 RUNS = 3
+_MOST = 9
 _ALIKE = 0.1
 #: As the shipped profile was measured: one step at a time, one way to exchange; all instances share the cores, as
 #: ``janus up`` has it.
@@ -39,10 +44,32 @@ OPTIONS: dict[str, str | int | float | bool] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of one point."""
+
+    samples: list[Sample]
+    wall_s: float
+    others_cores: float
+    pace: Pace
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean over the requests."""
+        return statistics.fmean(sample.tpot_s for sample in self.samples if sample.tokens > 1)
+
+
 async def observe(
-    models: dict[ModelName, Measured], points: Sequence[Point], tell: Callable[[str], None]
+    models: dict[ModelName, Measured],
+    points: Sequence[Point],
+    tell: Callable[[str], None],
+    *,
+    reference_gb_s: float = 0.0,
 ) -> list[Observed]:
-    """Run all points; a cluster is started once for those in a row that share it."""
+    """Run all points; a cluster is started once for those in a row that share it.
+
+    ``reference_gb_s``: the machine's pace when the profile was measured; 0 = any will do.
+    """
     found: list[Observed] = []
     for cluster, some in groupby(points, key=lambda point: point.cluster):
         mine = list(some)
@@ -52,7 +79,7 @@ async def observe(
             state = RunDirectory(name).read()
             client = _Client(state, models[cluster.model].vocab_size)
             await client.run(mine[0])  # what is slow only the first time
-            seen = [await _observed(client, point, tell) for point in mine]
+            seen = [await _observed(client, point, reference_gb_s, tell) for point in mine]
             trace = await asyncio.to_thread(lambda: TraceClient(name=name).fetch())
             found.append(
                 Observed(
@@ -71,30 +98,43 @@ async def observe(
     return found
 
 
-async def _observed(client: _Client, point: Point, tell: Callable[[str], None]) -> Seen:
-    runs = []
-    for _ in range(RUNS):
+async def _observed(client: _Client, point: Point, reference: float, tell: Callable[[str], None]) -> Seen:
+    runs: list[Run] = []
+    cores = usable_cores()
+    pace = await asyncio.to_thread(memory_gb_s, cores)
+    while len(alike := at_pace(runs, reference)) < RUNS and len(runs) < _MOST:
         meter = client.meter()
         samples, wall_s = await client.run(point)
-        runs.append((meter.read().others_cores, samples, wall_s))
-    tpots = tuple(_tpot_s(samples) for _, samples, _ in runs)
-    least = min(others for others, _, _ in runs)
-    quiet = sorted((run for run in runs if run[0] <= least + _ALIKE), key=lambda run: _tpot_s(run[1]))
-    others, samples, wall_s = quiet[len(quiet) // 2]
+        others, before = meter.read().others_cores, pace
+        pace = await asyncio.to_thread(memory_gb_s, cores)
+        runs.append(Run(samples=samples, wall_s=wall_s, others_cores=others, pace=Pace(before, pace)))
+    least = min(run.others_cores for run in alike)
+    quiet = sorted((run for run in alike if run.others_cores <= least + _ALIKE), key=lambda run: run.tpot_s)
+    chosen = quiet[len(quiet) // 2]
     seen = Seen(
         point=point,
-        tpot_s=_tpot_s(samples),
-        ttft_s=statistics.fmean(sample.ttft_s for sample in samples),
-        tokens_per_s=sum(sample.tokens for sample in samples) / wall_s,
-        others_cores=round(others, 3),
-        runs_tpot_s=tpots,
+        tpot_s=chosen.tpot_s,
+        ttft_s=statistics.fmean(sample.ttft_s for sample in chosen.samples),
+        tokens_per_s=sum(sample.tokens for sample in chosen.samples) / chosen.wall_s,
+        others_cores=round(chosen.others_cores, 3),
+        runs_tpot_s=tuple(run.tpot_s for run in runs),
+        memory_gb_s=chosen.pace.mean,
     )
-    tell(f"{point.name}: TPOT {1e3 * seen.tpot_s:.2f} ms, {seen.tokens_per_s:.0f} tokens/s, others {others:.2f} cores")
+    tell(
+        f"{point.name}: TPOT {1e3 * seen.tpot_s:.2f} ms, {seen.tokens_per_s:.0f} tokens/s, others "
+        f"{seen.others_cores:.2f} cores, memory {seen.memory_gb_s:.1f} GB/s, {len(runs)} runs"
+    )
     return seen
 
 
-def _tpot_s(samples: Sequence[Sample]) -> float:
-    return statistics.fmean(sample.tpot_s for sample in samples if sample.tokens > 1)
+def at_pace(runs: Sequence[Run], reference_gb_s: float, *, most: int = _MOST) -> list[Run]:
+    """Return those at the pace of ``reference_gb_s``, all if it is 0; of ``most`` runs, which are all, the nearest."""
+    if not reference_gb_s:
+        return list(runs)
+    alike = [run for run in runs if run.pace.differs(reference_gb_s) <= ALIKE]
+    if len(alike) < RUNS and len(runs) >= most:
+        return sorted(runs, key=lambda run: run.pace.differs(reference_gb_s))[:RUNS]
+    return alike
 
 
 class _Client:

@@ -19,6 +19,8 @@ def text(result: dict[str, Any]) -> str:
         f"none of the cores: median {result['bare_median_error']:.1%}, worst {result['bare_worst_error']:.1%}.",
         _points(result["points"]),
     ]
+    if result["profile_memory_gb_s"]:
+        parts[1] += f" Memory was read at {result['profile_memory_gb_s']:.1f} GB/s while the profile was measured."
     if result["disturbed_points"]:
         parts.insert(
             2,
@@ -33,7 +35,18 @@ def text(result: dict[str, Any]) -> str:
 
 
 def _points(rows: list[dict[str, Any]]) -> str:
-    heading = ["point", "TPOT ms", "simulated", "error", "tokens/s", "simulated", "error", "bare", "others, cores"]
+    heading = [
+        "point",
+        "TPOT ms",
+        "simulated",
+        "error",
+        "tokens/s",
+        "simulated",
+        "error",
+        "bare",
+        "others, cores",
+        "memory, GB/s",
+    ]
     lines = [
         [
             row["point"],
@@ -45,6 +58,7 @@ def _points(rows: list[dict[str, Any]]) -> str:
             f"{row['tokens_error']:+.1%}",
             f"{row['bare_tpot_error']:+.1%}, {row['bare_tokens_error']:+.1%}",
             f"{row['others_cores']:.2f}",
+            f"{row['memory_gb_s']:.1f}" if row.get("memory_gb_s") else "-",
         ]
         for row in rows
     ]

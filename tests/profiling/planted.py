@@ -24,7 +24,9 @@ PLANTED = Device(
     expert_layer_s=4e-5,
     step_s=4e-4,
     token_s=1.5e-5,
+    attention_row_s=3e-6,
     row_s=1.2e-6,
+    exposed=0.4,
     shared_cores=2,
 )
 LINK = LinkCost(message_s=1.5e-5, latency_s=3e-5, byte_s=4e-10)

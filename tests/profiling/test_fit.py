@@ -9,9 +9,10 @@ import pytest
 
 from janus.core.exchange_cost import LinkCost
 from janus.core.planning.hardware import Device, Figure, HardwareProfile
+from janus.core.planning.host import Host
 from janus.errors import ConfigError
 from janus.profiles import parse, to_toml
-from janus.profiling.fit import DEVICE, LINK, fit
+from janus.profiling.fit import DEVICE, HOST, LINK, fit
 from tests.profiling import planted
 
 NOWHERE = Device(
@@ -36,6 +37,22 @@ def test_without_noise_every_rate_is_found() -> None:
         assert found.profile.figures[key].value == pytest.approx(value, rel=1e-4), key
     assert found.median_error < 1e-5
     assert found.r_squared == pytest.approx(1)
+
+
+def test_what_layers_find_cold_is_found_where_the_cache_is_known() -> None:
+    """The layers of one model fit into the cache, those of the other do not."""
+    device = replace(planted.PLANTED, shared_cores=1)
+    host = Host(cores=2, gateway_message_s=2e-4, cache_bytes=32e6)
+    machine = replace(planted.profile(device), host=replace(host, cold_layer_s=2.5e-4))
+    seen = planted.observe(machine, random.Random(1), noise=0.0)
+    template = replace(TEMPLATE, devices={"cpu": replace(NOWHERE, shared_cores=1)}, host=host)
+    found = fit(seen, template)
+    for each in HOST:
+        assert found.profile.figures[f"host.{each.name}"].value == pytest.approx(2.5e-4, rel=1e-2)
+    assert found.median_error < 1e-3
+    without = fit(seen, replace(template, host=replace(host, cache_bytes=0.0)))
+    assert "host.cold_layer_s" not in without.profile.figures
+    assert without.median_error > 5 * found.median_error
 
 
 def test_a_machine_of_another_kind_is_found_from_the_same_start() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from janus.errors import ConfigError
 from janus.profiles import parse, to_toml
 from janus.profiling.fit import fit
 from janus.profiling.host_work import HostWork, fit_host
-from janus.profiling.machine import Conditions
+from janus.profiling.machine import Conditions, last_level_cache_bytes
 from janus.profiling.template import template
 from tests.profiling import planted
 
@@ -54,6 +55,26 @@ def test_without_noise_the_host_is_found() -> None:
     for name in ("gateway_request_s", "gateway_message_s", "gateway_token_s", "client_request_s", "client_token_s"):
         assert getattr(found, name) == pytest.approx(getattr(HOST, name), rel=1e-3)
         assert figures[f"host.{name}"].value == getattr(found, name)
+
+
+def test_the_cache_is_the_machine_s() -> None:
+    found, figures = fit_host(4, bursts(0.0), cache_bytes=32 << 20)
+    assert found.cache_bytes == 32 << 20
+    assert figures["host.cache_bytes"].source == "the machine"
+
+
+def test_the_last_level_is_counted_once_for_each_part(tmp_path: Path) -> None:
+    """Two parts of 16 MiB for two cores each, and a level below them."""
+    for cpu in range(4):
+        for index, level, size, shared in ((0, 1, "32K", f"{cpu}"), (3, 3, "16384K", "0-1" if cpu < 2 else "2-3")):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, value in (("level", level), ("size", size), ("shared_cpu_list", shared)):
+                (folder / name).write_text(f"{value}\n")
+    assert last_level_cache_bytes(tmp_path) == 32 << 20
+    assert last_level_cache_bytes(tmp_path / "nowhere") == 0
+    (tmp_path / "cpu0" / "cache" / "index3" / "size").write_text("large\n")
+    assert last_level_cache_bytes(tmp_path) == 0
 
 
 def test_with_noise_most_intervals_cover_it() -> None:

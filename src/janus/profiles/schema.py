@@ -38,7 +38,9 @@ class DeviceTable(_Table, frozen=True, kw_only=True):
     expert_layer_s: Number = 0.0
     step_s: Number = 0.0
     token_s: Number = 0.0
+    attention_row_s: Number = 0.0
     row_s: Number = 0.0
+    exposed: Number = 0.0
     load_bytes_s: Number = 1e9
     cost_per_hour: Number = 1.0
     shared_cores: int = 0
@@ -61,6 +63,8 @@ class HostTable(_Table, frozen=True, kw_only=True):
     gateway_token_s: Number = 0.0
     client_request_s: Number = 0.0
     client_token_s: Number = 0.0
+    cache_bytes: Number = 0.0
+    cold_layer_s: Number = 0.0
 
 
 class ProfileTable(_Table, frozen=True, kw_only=True, rename={"version": "janus-profile"}):

@@ -23,9 +23,10 @@ class Parameter:
     """One figure that is fitted. ``rate``: it is a number per second, and its reciprocal is what times depend on."""
 
     name: str
-    #: Where the search begins: a CPU core, in seconds or per second. It ends anywhere.
+    #: Where the search begins: a CPU core, in seconds or per second. It ends anywhere up to ``most``.
     start: float
     rate: bool = False
+    most: float = math.inf
 
 
 DEVICE = (
@@ -36,10 +37,13 @@ DEVICE = (
     Parameter("expert_layer_s", 3e-5),
     Parameter("step_s", 3e-4),
     Parameter("token_s", 1e-5),
+    Parameter("attention_row_s", 1e-6),
     Parameter("row_s", 1e-6),
+    Parameter("exposed", 0.3, most=1.0),
 )
 LINK = (Parameter("message_s", 2e-5), Parameter("latency_s", 2e-5), Parameter("byte_s", 3e-10))
-_ALL = (*DEVICE, *LINK)
+#: Where there is a host whose cache is known.
+HOST = (Parameter("cold_layer_s", 1e-4),)
 #: Times so much shorter than where their search began are none.
 _NOTHING = 1e-4
 
@@ -81,27 +85,21 @@ def fit(observations: Sequence[Observation], template: HardwareProfile) -> Fit:
         [[getattr(seen, part) for part in PARTS] for group in by_model.values() for seen in group]
     )
     totals: Vector = measured.sum(axis=1, keepdims=True)
+    wanted = _parameters(template)
 
     def residuals(values: Vector) -> Vector:
-        profile = _with(template, _figures_of(values))
+        profile = _with(template, _figures_of(wanted, values))
         predicted: Vector = np.concatenate([group.parts(profile) for group in together])
         return ((predicted - measured) / totals).ravel()
 
-    start = np.array([_seconds(each, each.start) for each in _ALL])
+    start = np.array([_seconds(each, each.start) for each in wanted.values()])
     found = solve(residuals, start)
     figures = {
-        f"{where}.{each.name}": _figure(each, value, low, high)
-        for where, each, value, low, high in zip(
-            [template.device().name] * len(DEVICE) + ["intra"] * len(LINK),
-            _ALL,
-            found.values,
-            found.low,
-            found.high,
-            strict=True,
-        )
+        key: _figure(each, value, low, high)
+        for (key, each), value, low, high in zip(wanted.items(), found.values, found.low, found.high, strict=True)
     }
-    values = [figure.value for figure in figures.values()]
-    profile = replace(_with(template, values), figures={**template.figures, **figures, **_taken_over(figures)})
+    profile = _with(template, {key: figure.value for key, figure in figures.items()})
+    profile = replace(profile, figures={**template.figures, **figures, **_taken_over(figures)})
     predicted = np.array([seen.predicted(profile).total_s for seen in observations])
     actual = np.array([seen.total_s for seen in observations])
     spread = float(((actual - actual.mean()) ** 2).sum())
@@ -152,22 +150,40 @@ def _seconds(parameter: Parameter, value: float) -> float:
     return 1 / value if parameter.rate else value
 
 
-def _figures_of(seconds: Vector) -> Vector:
-    return np.array([_seconds(each, value) for each, value in zip(_ALL, seconds, strict=True)])
+def _parameters(template: HardwareProfile) -> dict[str, Parameter]:
+    """What is fitted, by its key among a profile's figures."""
+    device, host = template.device().name, HOST if template.host.cache_bytes else ()
+    where = ((device, DEVICE), ("intra", LINK), ("host", host))
+    return {f"{table}.{each.name}": each for table, parameters in where for each in parameters}
 
 
-def _with(template: HardwareProfile, values: Sequence[float] | Vector) -> HardwareProfile:
-    """The template with ``values``, which are of ``_ALL``."""
-    given: dict[str, Any] = {each.name: float(value) for each, value in zip(_ALL, values, strict=True)}
-    device = replace(template.device(), **{each.name: given[each.name] for each in DEVICE})
-    link = LinkCost(**{each.name: given[each.name] for each in LINK})
-    return replace(template, devices={device.name: device}, intra=link, inter=link)
+def _figures_of(wanted: Mapping[str, Parameter], seconds: Vector) -> dict[str, float]:
+    """The search knows no upper end; beyond ``most`` nothing changes any more."""
+    return {
+        key: min(each.most, float(_seconds(each, value)))
+        for (key, each), value in zip(wanted.items(), seconds, strict=True)
+    }
+
+
+def _with(template: HardwareProfile, figures: Mapping[str, float]) -> HardwareProfile:
+    """The template with ``figures``, by their keys."""
+    device = template.device()
+    given: dict[str, dict[str, Any]] = {device.name: {}, "intra": {}, "host": {}}
+    for key, value in figures.items():
+        table, _, name = key.rpartition(".")
+        given[table][name] = value
+    link = LinkCost(**given["intra"])
+    host = replace(template.host, **given["host"])
+    return replace(
+        template, devices={device.name: replace(device, **given[device.name])}, intra=link, inter=link, host=host
+    )
 
 
 def _figure(parameter: Parameter, value: float, low: float, high: float) -> Figure:
     if not parameter.rate:
+        value, low = (min(each, parameter.most) for each in (value, low))
         value = value if value > _NOTHING * parameter.start else 0.0
-        return Figure(value=_short(value), low=_short(min(low, value)), high=_short(high))
+        return Figure(value=_short(value), low=_short(min(low, value)), high=_short(min(high, parameter.most)))
     # Without an upper end where the time may be nothing.
     upper = 1 / low if low > 0 else math.inf
     return Figure(value=_short(1 / value), low=_short(1 / high), high=_short(upper))

@@ -32,8 +32,8 @@ class HostWork:
     client_s: float
 
 
-def fit_host(cores: int, seen: Sequence[HostWork]) -> tuple[Host, dict[str, Figure]]:
-    """Return the host of so many cores, and its figures by their keys in a profile.
+def fit_host(cores: int, seen: Sequence[HostWork], *, cache_bytes: int = 0) -> tuple[Host, dict[str, Figure]]:
+    """Return the host of so many cores, with that much cache, and its figures by their keys in a profile.
 
     Without observations there is none: nothing is known of what shares the cores.
 
@@ -44,6 +44,8 @@ def fit_host(cores: int, seen: Sequence[HostWork]) -> tuple[Host, dict[str, Figu
         return Host(), {}
     figures = _fitted(seen, [each.gateway_s for each in seen], _GATEWAY)
     figures |= _fitted(seen, [each.client_s for each in seen], _CLIENT)
+    if cache_bytes:
+        figures["cache_bytes"] = Figure(value=cache_bytes, source="the machine")
     host = Host(cores=cores, **{name: figure.value for name, figure in figures.items()})
     return host, {f"host.{name}": figure for name, figure in figures.items()}
 

@@ -28,6 +28,8 @@ class Conditions:
     dtype: DType
     #: Of each instance; 0 = instances of a role share the cores.
     threads: int
+    #: Of the last level, which cores share; 0 = not known.
+    cache_bytes: int = 0
 
     @classmethod
     def here(cls, *, dtype: DType, threads: int) -> Conditions:
@@ -38,6 +40,7 @@ class Conditions:
             memory_bytes=psutil.virtual_memory().total,
             dtype=dtype,
             threads=threads,
+            cache_bytes=last_level_cache_bytes(),
         )
 
     @property
@@ -54,6 +57,18 @@ class Conditions:
     def slug(self) -> str:
         """The processor as part of a name: ``amd-epyc-family-26-model-2``."""
         return re.sub(r"[^a-z0-9]+", "-", self.cpu.lower()).strip("-")
+
+
+def last_level_cache_bytes(sysfs: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Bytes of the last level of cache, all of its parts together; 0 where the system does not say."""
+    levels: dict[int, dict[str, int]] = {}
+    for index in sysfs.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            level, size, shared = ((index / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+            levels.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) << 10
+        except (OSError, ValueError):
+            return 0
+    return sum(levels[max(levels)].values()) if levels else 0
 
 
 def cpu_name() -> str:

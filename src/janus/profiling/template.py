@@ -38,7 +38,7 @@ def template(
     memory = round(conditions.memory_bytes / parts)
     share = f"{conditions.memory_bytes / 2**30:.1f} GiB of the machine, by {parts}: the other role has as much"
     load = _mean(rates)
-    host, of_host = fit_host(conditions.cores, host_work)
+    host, of_host = fit_host(conditions.cores, host_work, cache_bytes=conditions.cache_bytes)
     device = Device(
         name=name,
         memory_bytes=memory,

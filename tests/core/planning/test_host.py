@@ -15,7 +15,7 @@ from janus.core.planning.host import Host, shared_s
 from janus.core.planning.performance import alone_on_host, step_time
 from janus.core.planning.sizes import ModelSizes
 from janus.errors import ConfigError
-from tests.core.planning.worlds import models, profiles
+from tests.core.planning.worlds import MODEL, PROFILE, models, profiles
 
 SECONDS = st.just(0.0) | st.floats(1e-6, 1.0)
 BUSY = {"gateway_message_s": 2e-4, "gateway_token_s": 5e-5, "client_token_s": 2e-5}
@@ -25,7 +25,8 @@ BUSY = {"gateway_message_s": 2e-4, "gateway_token_s": 5e-5, "client_token_s": 2e
 def hosts(draw: st.DrawFn) -> tuple[HardwareProfile, Deployment]:
     """A profile of one host, and instances on it."""
     profile, cores = draw(profiles(shared=True)), draw(st.sampled_from([8, 16, 24]))
-    profile = replace(profile, host=Host(cores=cores, **{name: draw(st.floats(0, 1e-3)) for name in BUSY}))
+    cache = {"cache_bytes": draw(st.sampled_from([0.0, 1e6, 1e9])), "cold_layer_s": draw(st.floats(0, 1e-3))}
+    profile = replace(profile, host=Host(cores=cores, **cache, **{name: draw(st.floats(0, 1e-3)) for name in BUSY}))
     device = profile.device()
     return profile, Deployment(
         attention=draw(st.integers(1, 12)),
@@ -113,6 +114,25 @@ def test_three_expert_instances_on_two_cores_compute_in_two_turns() -> None:
     assert [float(host.turns(n, 2)) for n in (1, 2, 3)] == [1, 1, 2]
     # Eight cores for three: two threads each, and two cores idle.
     assert (float(Host(cores=8).thinner(3, 1)), float(Host(cores=8).turns(3, 1))) == (4, 1)
+
+
+def test_weights_push_out_no_more_than_the_cache_holds() -> None:
+    host = Host(cores=2, cache_bytes=32e6, cold_layer_s=2e-4)
+    assert [host.cold_s(weights) for weights in (0.0, 8e6, 32e6, 64e6)] == [0.0, 5e-5, 2e-4, 2e-4]
+    assert host.cold_s(np.array([8e6, 64e6])).tolist() == [5e-5, 2e-4]
+    # Not known how large it is: nothing is said of it.
+    assert Host(cores=2, cold_layer_s=2e-4).cold_s(64e6) == 0
+
+
+def test_what_a_layer_finds_cold_lengthens_the_exchange() -> None:
+    device = replace(PROFILE.device(), shared_cores=1)
+    host = Host(cores=8, cache_bytes=MODEL.expert_bytes, cold_layer_s=2e-4)
+    profile = replace(PROFILE, devices={device.name: device}, host=host)
+    where = Deployment(attention=1, experts=2, attention_device=device, expert_device=device)
+    warm = replace(profile, host=replace(host, cold_layer_s=0.0))
+    load = Load(batch=4, context=100)
+    cold_s, warm_s = (step_time(MODEL, each, where, load, a_max=a_max).exchange_s for each in (profile, warm))
+    assert cold_s - warm_s == pytest.approx(MODEL.moe_layers * 2e-4)
 
 
 def test_a_host_without_cores_costs_nothing_and_may_not() -> None:

@@ -14,6 +14,7 @@ from janus.core.exchange_routes import GATHERED_MOST_BYTES
 from janus.core.planning.hardware import HardwareProfile
 from janus.core.planning.performance import Deployment, Load, step_time
 from janus.core.planning.sizes import ModelSizes
+from janus.errors import ConfigError
 from tests.core.planning.worlds import DEVICE, MODEL, PROFILE, deployment, models, profiles, spread
 
 MANY = settings(max_examples=60, deadline=None)
@@ -152,6 +153,25 @@ def test_the_terms_of_equation_1_by_hand() -> None:
     assert step.other_s == pytest.approx(dense + MODEL.head_params * 2 / DEVICE.weight_bytes_s)
     # The shared experts run behind the exchange.
     assert step.hidden_s == pytest.approx(59 * shared)
+
+
+def test_what_the_longer_of_reading_and_computing_does_not_hide_is_added() -> None:
+    rows, load = 64.0, Load(batch=64, context=0)
+    reading = MODEL.attention_params * 2 / DEVICE.weight_bytes_s
+    computing = 2 * rows * MODEL.attention_params / DEVICE.flops_s
+    times = []
+    for exposed in (0.0, 0.25, 1.0):
+        device = replace(DEVICE, exposed=exposed, attention_row_s=2e-6)
+        where = replace(deployment(1, 6), attention_device=device)
+        step = time_of(replace(MODEL, shared_params=0), PROFILE, where, load)
+        times.append(step.attention_s / MODEL.layers - 4e-4 - rows * 2e-6)
+    shorter, longer = sorted((reading, computing))
+    assert times == pytest.approx([longer, longer + shorter / 4, longer + shorter])
+
+
+def test_a_share_is_no_more_than_all() -> None:
+    with pytest.raises(ConfigError, match=r"exposed.*is 1.5.*0 to 1"):
+        replace(DEVICE, exposed=1.5)
 
 
 def test_a_large_batch_is_bound_by_products_not_by_weights() -> None:

@@ -114,7 +114,9 @@ def devices(draw: st.DrawFn, name: str = "gpu", *, shared: bool = False) -> Devi
         expert_layer_s=draw(seconds),
         step_s=draw(seconds),
         token_s=draw(st.floats(0, 1e-5)),
+        attention_row_s=draw(st.floats(0, 1e-5)),
         row_s=draw(st.floats(0, 1e-5)),
+        exposed=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
         cost_per_hour=draw(st.floats(0.1, 5)),
         shared_cores=draw(st.integers(1, 8)) if shared else 0,
     )

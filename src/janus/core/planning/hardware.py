@@ -43,9 +43,14 @@ class Device:
     attention_layer_s: float = 0.0
     expert_layer_s: float = 0.0
     step_s: float = 0.0
-    #: Seconds per token that a step computes besides its products (sampling, bookkeeping), and per row of a dispatch.
+    #: Seconds besides its products that a token takes: in a step (sampling, bookkeeping), in a layer's attention
+    #: (norms, rotary embedding, KV write, gate), and in a dispatch at its experts.
     token_s: float = 0.0
+    attention_row_s: float = 0.0
     row_s: float = 0.0
+    #: Of reading weights and computing with them, the share of the shorter that the longer does not hide: 0 where they
+    #: overlap to the last byte, 1 where one is done after the other.
+    exposed: float = 0.0
     #: Bytes of replicas loaded per second, from a peer or from disk, whichever is faster.
     load_bytes_s: float = 1e9
     cost_per_hour: float = 1.0
@@ -56,9 +61,12 @@ class Device:
         for name in ("memory_bytes", "weight_bytes_s", "kv_bytes_s", "flops_s", "load_bytes_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{self.name}.{name}", f"is {getattr(self, name)}", "give a positive number")
-        for name in ("attention_layer_s", "expert_layer_s", "step_s", "token_s", "row_s", "cost_per_hour"):
+        seconds = ("attention_layer_s", "expert_layer_s", "step_s", "token_s", "attention_row_s", "row_s")
+        for name in (*seconds, "exposed", "cost_per_hour"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{self.name}.{name}", f"is {getattr(self, name)}", "give 0 or more")
+        if self.exposed > 1:
+            raise ConfigError(f"{self.name}.exposed", f"is {self.exposed}", "give a share, 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """One machine whose cores everything shares: instances, gateway, perhaps clients. A laptop is one, GPU nodes are not.
 
-Two things follow, and neither is there where every instance has a device of its own.
+Three things follow, and none is there where every instance has a device of its own.
 
 threads     Instances of a role have a share of the cores each (``janus up``), whether the others compute or not. Where
             they are more than the cores, the expert instances of a layer take turns: three on two cores take as long as
@@ -16,6 +16,9 @@ waiting     Attention instances that are answered together cannot go on together
             since it meets the others' work while it is there itself (mean value analysis of a closed network with one
             processor-sharing station: Reiser and Lavenberg, J. ACM 27, 1980; Schweitzer's approximation). It then takes
             R + T - D: T where nobody else is there, and never less than all that is wanted of the host.
+cache       Weights of experts stream through the cache that all cores share, and take with them what everything between
+            two products needs: code, frames, the heap. With a layer's weights of the cache's size or more, all of that
+            has to be fetched anew, layer by layer.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ class Host:
     #: Of the clients, where they are on the same machine, as a load generator is.
     client_request_s: float = 0.0
     client_token_s: float = 0.0
+    #: Bytes of the cache that all cores share, and the seconds of one core by which a MoE layer takes longer when its
+    #: experts' weights have taken all of it.
+    cache_bytes: float = 0.0
+    cold_layer_s: float = 0.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -56,6 +63,12 @@ class Host:
     def request_s(self) -> float:
         """Core-seconds of gateway and clients for one request, beside its tokens."""
         return self.gateway_request_s + self.client_request_s
+
+    def cold_s(self, weights: Any) -> Any:
+        """Return the seconds by which a layer takes longer that reads ``weights`` bytes, for what they push out."""
+        if not self.cache_bytes or not self.cold_layer_s:
+            return 0.0
+        return self.cold_layer_s * smaller(1.0, weights / self.cache_bytes)
 
     def thinner(self, instances: Any, devices: int) -> Any:
         """Return how much longer products take one of ``instances`` of a role, as it has fewer threads than a device.

@@ -26,9 +26,9 @@ def attention_layer_s(
     looks_back = load.context if load.prefill_context is None else load.prefill_context
     seen = context + load.prefill / deployment.attention * looks_back
     read = context * model.kv_elements * model.kv_width / device.kv_bytes_s / model.kv_divided(tp)
-    besides = device.attention_layer_s
+    besides = device.attention_layer_s + rows * device.attention_row_s
     attention = _products_s(model.attention_params, model.weight_width, rows, device, tp)
-    attention += larger(read, seen * model.context_flops / device.flops_s / tp)
+    attention += _overlapped(read, seen * model.context_flops / device.flops_s / tp, device)
     if tp > 1:
         # One after attention, one after the dense MLP or the shared experts.
         besides += 2 * _all_reduce_s(rows * model.row_bytes, tp, profile)
@@ -46,7 +46,8 @@ def expert_layer_s(
     weights = a_max * model.expert_bytes / device.weight_bytes_s
     products = choices * 2 * model.expert_params / device.flops_s
     one_core, all_cores = _shares(deployment.experts, device, profile.host)
-    seconds: float = (device.expert_layer_s + choices * device.row_s) * one_core + larger(weights, products) * all_cores
+    besides = (device.expert_layer_s + choices * device.row_s) * one_core
+    seconds: float = besides + _overlapped(weights, products, device) * all_cores
     if profile.host.cores:
         seconds = seconds * profile.host.turns(deployment.experts, device.shared_cores)
     return seconds
@@ -110,8 +111,14 @@ def other_s(model: ModelSizes, profile: HardwareProfile, deployment: Deployment,
 
 def _products_s(params: float, width: float, rows: float, device: Device, tp: int) -> float:
     """Seconds of ``rows`` through matrices of ``params``: as long as reading them, or as computing, if that is more."""
-    seconds: float = larger(params * width / device.weight_bytes_s, 2 * rows * params / device.flops_s) / tp
-    return seconds
+    reading, computing = params * width / device.weight_bytes_s, 2 * rows * params / device.flops_s
+    return _overlapped(reading, computing, device) / tp
+
+
+def _overlapped(reading: float, computing: float, device: Device) -> float:
+    """Seconds of both together: the longer, and what it does not hide of the shorter."""
+    seconds: float = larger(reading, computing)
+    return seconds + device.exposed * smaller(reading, computing) if device.exposed else seconds
 
 
 def _all_reduce_s(nbytes: float, tp: int, profile: HardwareProfile) -> float:

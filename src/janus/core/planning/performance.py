@@ -10,8 +10,9 @@ c_kv    the KV cache of one token of context                kv_elements * width 
 beta    the weights of one expert                           expert_params * width / weight_bytes_s
 gamma   the products of one row in one expert (not in the paper: prefill and large batches need it)
 
-Weights and products overlap on a device, so the larger of the two counts; the KV cache is read besides, by a kernel of
-its own. All instances of a role are alike, and what they wait for is the one that is asked to do most.
+Weights and products overlap on a device, so the larger of the two counts, and of the smaller what the device does not
+hide (``Device.exposed``); the KV cache is read besides, by a kernel of its own. All instances of a role are alike, and
+what they wait for is the one that is asked to do most.
 
 Every formula is elementwise: the counts of a ``Deployment`` and the numbers of a ``Load`` may be arrays that broadcast,
 which is how the search prices a plane of deployments at once.
@@ -122,6 +123,8 @@ def _apart(
     attention, shared = attention_layer_s(model, profile, deployment, part)
     experts = expert_layer_s(model, profile, deployment, together, experts_activated)
     mode, exchange = exchange_layer_s(model, profile, deployment, part, modes)
+    # Where it is felt: between the products.
+    exchange = exchange + profile.host.cold_s(deployment.experts * experts_activated * model.expert_bytes)
     moe, layers = model.moe_layers, model.layers
     layer = moe_layer_s(deployment, attention, shared, exchange, experts)
     return StepTime(
@@ -166,7 +169,8 @@ def alone_on_host(
 def _on_one_core(model: ModelSizes, deployment: Deployment, own: Load) -> tuple[float, float]:
     """Seconds of a step of ``own`` that are one core's: the attention instance's, and each expert instance's."""
     parts, a, e = deployment.micro_batches, deployment.attention_device, deployment.expert_device
-    attention = parts * (model.layers * a.attention_layer_s + a.step_s) + own.rows * a.token_s
+    per_token = model.layers * a.attention_row_s + a.token_s
+    attention = parts * (model.layers * a.attention_layer_s + a.step_s) + own.rows * per_token
     choices = own.rows * model.top_k / deployment.experts
     return attention, model.moe_layers * (parts * e.expert_layer_s + choices * e.row_s)
 
