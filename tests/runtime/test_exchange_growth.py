@@ -55,7 +55,7 @@ def left_over(world: Nodes) -> dict[str, int]:
         "answers of experts": sum(len(exchange._pending) for exchange in world.attention.values()),
         "open bundles": sum(len(each._open) for each in bundles),
         "shares of siblings": sum(len(engine.relay._pending) for engine in world.experts.values()),
-        "relayed dispatches": sum(engine.relay._jobs for engine in world.experts.values()),
+        "relayed dispatches": sum(len(engine.relay._jobs) for engine in world.experts.values()),
         "waiting dispatches": sum(len(engine._queues) for engine in world.experts.values()),
         "frames held": sum(link.stats().held for link in links_of(world)),
     }

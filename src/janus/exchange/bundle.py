@@ -12,7 +12,7 @@ import torch
 
 from janus.core.exchange_routes import Mode
 from janus.errors import DispatchError
-from janus.exchange.packing import Routed, Rows
+from janus.exchange.packing import Received, Routed, Rows
 from janus.exchange.plan import Plan
 from janus.exchange.receipts import Receipt, mismatch, reject
 from janus.transport.contract import InFrame
@@ -40,10 +40,11 @@ class Owner(Protocol):
 class Batch:
     """One member's rows in a bundle."""
 
-    #: [T, H]; in a hand-in's memory for another member's.
-    x_TH: torch.Tensor
-    #: ``None``: the experts gate.
-    routed: Routed | None
+    #: T.
+    total: int
+    #: ``None``: the experts gate; then the rows are [T, H] in ``x_TH``. Another member's are in a hand-in's memory.
+    routed: Routed | Received | None
+    x_TH: torch.Tensor | None = None
     #: This instance's own dispatch, or else who handed the rows in, under which request id.
     receipt: Receipt | None = None
     link: Link | None = None
@@ -119,8 +120,7 @@ class Bundle:
     def take(self, post: Post, frame: InFrame) -> None:
         """Take the answer to one of the frames."""
         owner = self.owner
-        hidden = self.batches[0].x_TH.shape[1]
-        problem = mismatch(frame, post.via, post.rows, hidden, owner.dtype_code)
+        problem = mismatch(frame, post.via, post.rows, self.key[5], owner.dtype_code)
         if self.over or problem is not None:
             frame.release()
             if problem is not None:

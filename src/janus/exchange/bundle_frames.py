@@ -19,13 +19,14 @@ def fill(
 
     Notes in each batch which of its rows are in it.
     """
-    hidden, top_k, at = bundle.batches[0].x_TH.shape[1], bundle.key[3], 0
+    hidden, top_k, at = bundle.key[5], bundle.key[3], 0
     if bundle.key[4] & Flags.EGATE:
         ungated = UngatedLayout(total, hidden, len(bundle.batches), dtype)
         frame = link.allocate(ungated.nbytes)
         x, counts = ungated.views(frame.payload)
         for index, batch in enumerate(bundle.batches):
-            rows = len(batch.x_TH)
+            rows = batch.total
+            assert batch.x_TH is not None
             x[at : at + rows].copy_(batch.x_TH)
             counts[index] = rows
             batch.rows.append(None)
@@ -47,7 +48,7 @@ def fill(
 
 def answers_for(batch: Batch, bundle: Bundle, offsets: list[int], *, itemsize: int) -> tuple[list[Answer], list[int]]:
     """Return a member's rows of each answer, and the node of each; moves ``offsets`` past them."""
-    row_nbytes = batch.x_TH.shape[1] * itemsize
+    row_nbytes = bundle.key[5] * itemsize
     answers, groups = [], []
     for index, frame in enumerate(bundle.answers):
         count = batch.counts[index]
@@ -55,6 +56,6 @@ def answers_for(batch: Batch, bundle: Bundle, offsets: list[int], *, itemsize: i
             continue
         start = offsets[index] * row_nbytes
         offsets[index] += count
-        answers.append(Answer(frame.payload[start:], frame.address + start, count, batch.rows[index]))
+        answers.append(Answer(frame.payload, frame.address + start, count, batch.rows[index], start))
         groups.append(bundle.plan.destinations[index].group)
     return answers, groups

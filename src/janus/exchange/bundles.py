@@ -32,6 +32,8 @@ from janus.transport.link import Link
 
 log = structlog.get_logger(__name__)
 
+#: In Python 3.11, ``Kind.DISPATCH`` is a Python call.
+_DISPATCH, _COMBINE = Kind.DISPATCH, Kind.COMBINE
 #: Bounds of a wait for other members, seconds. Within them it is what the last bundle took from post to answer.
 _SHORTEST_S = 100e-6
 _LONGEST_S = 50e-3
@@ -96,6 +98,7 @@ class Bundles:
         self._open: dict[Key, Bundle] = {}
         self._linger = Linger()
         self._round_s = 0.0
+        self._loop = asyncio.get_running_loop()
         self._timer = FineTimer(self._due)
         self.sent = 0
         self.frames = 0
@@ -119,7 +122,7 @@ class Bundles:
         for key, bundle in list(self._open.items()):
             for batch in [b for b in bundle.batches if b.link is link]:
                 bundle.batches.remove(batch)
-                bundle.rows -= batch.x_TH.shape[0]
+                bundle.rows -= batch.total
                 batch.release()
             if self._open.get(key) is not bundle:
                 continue  # to post one may take down a link, too, and send the rest
@@ -141,7 +144,7 @@ class Bundles:
             limit_s = min(max(self._round_s, _SHORTEST_S), _LONGEST_S)
             bundle = self._open[key] = Bundle(self, key, deadline_ms, now, now + limit_s)
         bundle.batches.append(batch)
-        bundle.rows += batch.x_TH.shape[0]
+        bundle.rows += batch.total
         self._maybe_send(bundle)
 
     def hand_in(self, mode: Mode, plan: Plan, link: Link, frame: InFrame, *, deadline_ms: int) -> None:
@@ -199,19 +202,19 @@ class Bundles:
         bundle.last_s = now + _PATIENCE * bundle.deadline_ms / 1000
         bundle.patience_s = patience_s = self._slowness.hedge_after_s(bundle.key[0], bundle.rows)
         bundle.look_s = min(now + patience_s, bundle.last_s)
-        bundle.timer = asyncio.get_running_loop().call_later(bundle.look_s - now, self._overdue, bundle)
+        bundle.timer = self._loop.call_later(bundle.look_s - now, self._overdue, bundle)
 
     def _look_again(self, bundle: Bundle, look_s: float) -> None:
         now = time.monotonic()
         bundle.look_s = min(look_s, bundle.last_s)
-        bundle.timer = asyncio.get_running_loop().call_later(max(0.0, bundle.look_s - now), self._overdue, bundle)
+        bundle.timer = self._loop.call_later(max(0.0, bundle.look_s - now), self._overdue, bundle)
 
     def _post(self, bundle: Bundle, index: int, to: Destination, numbering: Numbering) -> None:
         """Post the rows that go to one destination, if there are any."""
         total = 0
         for batch in bundle.batches:
             routed = batch.routed
-            count = len(batch.x_TH) if routed is None else self._packing.count(routed.assignment, numbering)
+            count = batch.total if routed is None else self._packing.count(routed.assignment, numbering)
             batch.counts.append(count)
             total += count
         if not total:
@@ -220,7 +223,7 @@ class Bundles:
             bundle.posts.append(None)
             bundle.answers.append(None)
             return
-        _, layer, plan, _, flags, _ = bundle.key
+        _, layer, plan, _, flags, hidden = bundle.key
         relay = to.relay(layer)
         link = self._links.get(relay)
         if link is None:
@@ -234,14 +237,14 @@ class Bundles:
         bundle.outstanding += 1
         link.post(
             frame,
-            kind=Kind.DISPATCH,
+            kind=_DISPATCH,
             request_id=request_id,
             epoch=plan.placement.epoch,
             layer=layer,
             dtype=self.dtype_code,
             top_k=top_k,
             rows=total,
-            cols=bundle.batches[0].x_TH.shape[1],
+            cols=hidden,
             deadline_ms=bundle.deadline_ms,
             flags=flags | Flags.NODE if to.is_node else flags,
         )
@@ -296,14 +299,14 @@ class Bundles:
         bundle.end()
 
     def _hand_back(self, batch: Batch, link: Link, bundle: Bundle, answers: list[Answer], groups: list[int]) -> None:
-        rows, hidden = batch.x_TH.shape
+        rows, hidden = batch.total, bundle.key[5]
         slowest_us = max((frame.header.elapsed_us for frame in bundle.answers if frame is not None), default=0)
         try:
             frame = link.allocate(rows * hidden * self._dtype.itemsize)
             self._packing.reduce(answers, group_ends(groups), frame, rows, hidden)
             link.post(
                 frame,
-                kind=Kind.COMBINE,
+                kind=_COMBINE,
                 request_id=batch.request_id,
                 epoch=bundle.plan.placement.epoch,
                 layer=bundle.key[1],

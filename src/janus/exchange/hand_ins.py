@@ -11,7 +11,7 @@ from janus.core.scheduling import Assignment
 from janus.errors import InstanceLost
 from janus.exchange.bundle import Batch, Key
 from janus.exchange.layout import check_dispatch, check_ungated
-from janus.exchange.packing import Packing, Routed
+from janus.exchange.packing import Packing, Received
 from janus.exchange.plan import Plan
 from janus.transport.contract import InFrame
 from janus.transport.frame import Flags
@@ -36,22 +36,25 @@ def read_hand_in(
     layers, flags = plan.placement.num_layers, header.flags & ~Flags.HAND_IN
     if flags & (Flags.NODE | Flags.FORWARDED):
         raise ValueError("the hand-in says that it is for experts")  # whoever posts it says for which
-    routed = None
+    routed: Received | None = None
+    x_TH = None
     if flags & Flags.EGATE:
         ungated = check_ungated(header, frame.payload, hidden=header.cols, dtype=dtype, num_layers=layers)
         x_TH, _ = ungated.views(frame.payload)
         top_k = 0
     else:
         layout = check_dispatch(header, hidden=header.cols, dtype=dtype, num_layers=layers)
-        x_TH, phys_TK, weights_TK = layout.views(frame.payload)
-        assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=frame.address + layout.slots_at)
+        payload, start = frame.payload, frame.address
+        slots = payload[layout.slots_at : layout.slots_at + layout.table_nbytes].view(np.int32)
+        phys_TK = slots.reshape(layout.rows, layout.top_k)
+        assignment = Assignment(phys_TK, _NOBODY, _NOBODY, 0, phys_address=start + layout.slots_at)
         if not packing.count(assignment, plan.everywhere):
             raise ValueError("the hand-in names no replica")
         if plan.unserved is not None and packing.count(assignment, plan.unserved):
             raise _unserved(phys_TK, plan, own)
-        routed = Routed(x_TH, assignment, torch.from_numpy(weights_TK))
+        routed = Received(layout, payload, assignment, start, start + layout.weights_at)
         top_k = header.top_k
-    batch = Batch(x_TH, routed, link=link, request_id=header.request_id, frame=frame)
+    batch = Batch(header.rows, routed, x_TH, link=link, request_id=header.request_id, frame=frame)
     return (mode, header.layer, plan, top_k, flags, header.cols), batch
 
 

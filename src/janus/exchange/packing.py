@@ -56,16 +56,43 @@ class Routed:
     assignment: Assignment
     #: float32[T, K].
     weights_TK: torch.Tensor
+    #: Where the two lie, contiguous; 0 = ask torch.
+    x_address: int = 0
+    weights_address: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Received:
+    """As ``Routed``, of rows that came in ``payload``. Tensors of them are made only where there are no kernels: in a
+    process that was just woken, a call into torch takes ten times what it takes in a loop.
+    """
+
+    layout: DispatchLayout
+    payload: npt.NDArray[np.uint8]
+    assignment: Assignment
+    x_address: int
+    weights_address: int
+
+    @property
+    def x_TH(self) -> torch.Tensor:
+        """[T, H] in the wire dtype."""
+        return self.layout.views(self.payload)[0]
+
+    @property
+    def weights_TK(self) -> torch.Tensor:
+        """float32[T, K]."""
+        return torch.from_numpy(self.layout.views(self.payload)[2])
 
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Partial sums: ``count`` rows of activations at the start of ``payload``, which lies at ``address``."""
+    """Partial sums: ``count`` rows of activations from byte ``first`` of ``payload`` on, which is at ``address``."""
 
     payload: npt.NDArray[np.uint8]
     address: int
     count: int
     rows: Rows
+    first: int = 0
 
 
 class Packing(Protocol):
@@ -82,7 +109,7 @@ class Packing(Protocol):
         self,
         frame: OutFrame,
         layout: DispatchLayout,
-        batch: Routed,
+        batch: Routed | Received,
         *,
         to: Numbering,
         count: int,
@@ -150,13 +177,18 @@ class KernelPacking:
         self,
         frame: OutFrame,
         layout: DispatchLayout,
-        batch: Routed,
+        batch: Routed | Received,
         *,
         to: Numbering,
         count: int,
         at: int = 0,
     ) -> Rows:
-        x_TH, weights_TK, assignment = batch.x_TH.contiguous(), batch.weights_TK.contiguous(), batch.assignment
+        assignment, x, weights = batch.assignment, batch.x_address, batch.weights_address
+        if not x:  # it is packed for several destinations
+            assert isinstance(batch, Routed)
+            batch.x_TH, batch.weights_TK = batch.x_TH.contiguous(), batch.weights_TK.contiguous()
+            batch.x_address = x = batch.x_TH.data_ptr()
+            batch.weights_address = weights = batch.weights_TK.data_ptr()
         tokens, k = assignment.phys_ids.shape
         rows = None if count == tokens else np.empty(count, dtype=np.int64)
         start = frame.address
@@ -166,9 +198,9 @@ class KernelPacking:
             layout.row_nbytes,
             count,
             to.address,
-            x_TH.data_ptr(),
+            x,
             _address(assignment),
-            weights_TK.data_ptr(),
+            weights,
             None if rows is None else address_of(rows),
             start + at * layout.row_nbytes,
             start + layout.slots_at + at * k * 4,
@@ -251,7 +283,7 @@ class TorchPacking:
         self,
         frame: OutFrame,
         layout: DispatchLayout,
-        batch: Routed,
+        batch: Routed | Received,
         *,
         to: Numbering,
         count: int,
@@ -303,7 +335,7 @@ class TorchPacking:
         for end in group_ends:
             group_TH = torch.zeros_like(total_TH)
             for answer in answers[start:end]:
-                y = matrix(answer.payload, answer.count, shape[1], self._dtype).to(self._device)
+                y = matrix(answer.payload[answer.first :], answer.count, shape[1], self._dtype).to(self._device)
                 if answer.rows is None:
                     group_TH.add_(y)
                 else:

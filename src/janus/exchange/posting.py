@@ -28,6 +28,9 @@ from janus.transport.link import Link
 
 log = structlog.get_logger(__name__)
 
+#: In Python 3.11, ``Kind.DISPATCH`` is a Python call.
+_DISPATCH = Kind.DISPATCH
+
 
 class Posting(Endurance):
     """The part of an exchange that fills frames and hands them to links. All on the step loop."""
@@ -98,7 +101,7 @@ class Posting(Endurance):
                     kept = Assignment(ids, chosen.load, chosen.rows, chosen.activated, phys_address=address_of(ids))
                     routed = Routed(x_TH, kept, routed.weights_TK)
                 key = (mode, layer, plan, top_k, self._flags, x_TH.shape[1])
-                batch = Batch(x_TH, routed, receipt=receipt)
+                batch = Batch(x_TH.shape[0], routed, x_TH, receipt=receipt)
                 self._aggregator().add(key, batch, deadline_ms=self._deadline_ms)
             return
         parts = receipt.parts
@@ -169,7 +172,7 @@ class Posting(Endurance):
         packed = time.perf_counter_ns()
         link.post(
             frame,
-            kind=Kind.DISPATCH,
+            kind=_DISPATCH,
             request_id=request_id,
             epoch=epoch,
             layer=receipt.layer,

@@ -27,6 +27,9 @@ from janus.transport.link import InFrame, Link
 
 log = structlog.get_logger(__name__)
 
+#: In Python 3.11, ``Kind.COMBINE`` is a Python call.
+_COMBINE = Kind.COMBINE
+
 #: The scheduler's number in the flags of a dispatch that the experts gate.
 SCHEDULER_NAMES = tuple(sorted(SCHEDULERS))
 SCHEDULER_SHIFT = 8
@@ -296,7 +299,7 @@ class RemoteExchange(Posting):
     def on_frame(self, link: Link, frame: InFrame) -> None:
         """Take a combine frame or a hand-in; an answer that nobody waits for any more is dropped."""
         header = frame.header
-        if header.kind is Kind.COMBINE:
+        if header.kind is _COMBINE:
             waiter = self._pending.pop(header.request_id, None)
             if waiter is None:
                 frame.release()

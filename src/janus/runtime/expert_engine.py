@@ -42,6 +42,9 @@ from janus.transport.link import InFrame, Link, OutFrame
 
 log = structlog.get_logger()
 
+#: In Python 3.11, ``Kind.COMBINE`` is a Python call.
+_COMBINE, _DISPATCH, _REPLICA = Kind.COMBINE, Kind.DISPATCH, Kind.REPLICA
+
 _MAX_WAITING = 4096
 _MAX_ROWS_TOGETHER = 16384
 _VIEWS_KEPT = 4
@@ -158,13 +161,13 @@ class ExpertEngine:
     def on_frame(self, link: Link, frame: InFrame) -> None:
         """Queue a dispatch, or reject it by name; take a sibling's share of one that this instance relays."""
         header = frame.header
-        if header.kind is Kind.COMBINE and link.peer.role == "expert":
+        if header.kind is _COMBINE and link.peer.role == "expert":
             self.relay.answered(frame)
             return
-        if header.kind is Kind.REPLICA and self._sources.fetcher is not None:
+        if header.kind is _REPLICA and self._sources.fetcher is not None:
             self._sources.fetcher.arrived(link, frame)
             return
-        if header.kind is not Kind.DISPATCH:
+        if header.kind is not _DISPATCH:
             self._reject(link, frame, "bad_frame", f"frame kind {header.kind.name} is not for an expert instance")
             return
         try:
@@ -329,7 +332,7 @@ class ExpertEngine:
         try:
             link.post(
                 frame,
-                kind=Kind.COMBINE,
+                kind=_COMBINE,
                 request_id=header.request_id,
                 epoch=header.epoch,
                 layer=layer,
@@ -358,5 +361,6 @@ class ExpertEngine:
 
     def close(self) -> None:
         """Load and serve no more replicas."""
+        self.relay.close()
         self._offers.close()
         self._sources.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from janus.transport.frame import Flags, Kind
 from janus.transport.link import InFrame, Link, OutFrame
 
 log = structlog.get_logger(__name__)
+
+#: In Python 3.11, ``Kind.DISPATCH`` is a Python call.
+_DISPATCH, _COMBINE = Kind.DISPATCH, Kind.COMBINE
 
 #: The share of a dispatch's deadline after which the relay says who is late; the sender would only know the relay.
 _PATIENCE = 0.8
@@ -39,7 +43,9 @@ class RelayJob:
     elapsed_us: int = 0
     begun: bool = False
     over: bool = False
-    timer: asyncio.TimerHandle | None = None
+    #: How long shares are waited for, seconds, and until when, on the loop's clock.
+    patience_s: float = math.inf
+    due_s: float = math.inf
 
 
 class Relay:
@@ -60,7 +66,11 @@ class Relay:
         #: Set while nothing is relayed.
         self.idle = asyncio.Event()
         self.idle.set()
-        self._jobs = 0
+        #: What is relayed now, in order of arrival. One timer looks after all of it: a job is over in a fraction of its
+        #: deadline, so the timer is hardly ever set, where one for each would be set and taken back every time.
+        self._jobs: dict[RelayJob, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.relayed = 0
         self.forwarded = 0
 
@@ -85,7 +95,7 @@ class Relay:
             try:
                 self.siblings[name].forward(
                     frame,
-                    kind=Kind.DISPATCH,
+                    kind=_DISPATCH,
                     request_id=request_id,
                     epoch=header.epoch,
                     layer=header.layer,
@@ -102,11 +112,14 @@ class Relay:
             self.forwarded += 1
         self.relayed += 1
         job.begun = True
-        self._jobs += 1
+        self._jobs[job] = None
         self.idle.clear()
         if header.deadline_ms:
-            patience_s = _PATIENCE * header.deadline_ms / 1000
-            job.timer = asyncio.get_running_loop().call_later(patience_s, self._late, job, patience_s)
+            loop = self._loop = self._loop or asyncio.get_running_loop()
+            job.patience_s = _PATIENCE * header.deadline_ms / 1000
+            job.due_s = loop.time() + job.patience_s
+            if self._timer is None or job.due_s < self._timer.when():
+                self._set_timer(loop, job.due_s)
         return job
 
     def own_share(self, job: RelayJob, out: OutFrame, elapsed_us: int) -> None:
@@ -163,6 +176,12 @@ class Relay:
         if not job.over:
             self._forget(job)
 
+    def close(self) -> None:
+        """Watch over nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     # -- within --------------------------------------------------------------------------------------------------
 
     def _arrived(self, job: RelayJob, position: int, answer: Answer, elapsed_us: int) -> None:
@@ -181,7 +200,7 @@ class Relay:
             self._packing.reduce(answers, (len(answers),), out, header.rows, header.cols)
             origin.post(
                 out,
-                kind=Kind.COMBINE,
+                kind=_COMBINE,
                 request_id=header.request_id,
                 epoch=header.epoch,
                 layer=header.layer,
@@ -197,12 +216,10 @@ class Relay:
 
     def _forget(self, job: RelayJob) -> None:
         if job.begun and not job.over:
-            self._jobs -= 1
+            del self._jobs[job]
             if not self._jobs:
                 self.idle.set()
         job.over = True
-        if job.timer is not None:
-            job.timer.cancel()
         for request_id in job.request_ids:
             self._pending.pop(request_id, None)
         job.answers.clear()
@@ -210,7 +227,21 @@ class Relay:
             frame.release()
         job.frames.clear()
 
-    def _late(self, job: RelayJob, patience_s: float) -> None:
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(due_s, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up what is late, and look again when the next one would be."""
+        self._timer, now_s = None, loop.time()
+        for job in [job for job in self._jobs if job.due_s <= now_s]:
+            self._late(job)
+        next_s = min((job.due_s for job in self._jobs), default=math.inf)
+        if next_s < math.inf:
+            self._set_timer(loop, next_s)
+
+    def _late(self, job: RelayJob) -> None:
         late = tuple(name for name, answer in zip(job.names, job.answers, strict=True) if answer is None)
-        problem = f"{', '.join(late)}: no share of MoE layer {job.frame.header.layer} within {patience_s:g} s"
+        problem = f"{', '.join(late)}: no share of MoE layer {job.frame.header.layer} within {job.patience_s:g} s"
         self.fail(job, InstanceLost(problem, instances=late))
