@@ -21,6 +21,10 @@ from janus.transport.wire import MAX_UNPROVEN_FRAME_BYTES, WireHandler
 _PROLOGUE = struct.Struct("<8sQQ")
 _PROLOGUE_MAGIC = b"JANUSUCX"
 _PROLOGUE_VERSION = 1
+#: To wrap memory for UCX takes as long as to unpack two headers, so the wraps stay with it: of all of it, for receives,
+#: and of as many bytes as frames had that were sent from it.
+_WHOLE = -1
+_MAX_WRAPS = 32
 
 
 class UcxWire:
@@ -66,10 +70,11 @@ class UcxWire:
         if self._endpoint is None:
             buffer.release()
             return
-        memory = buffer.wrapped
-        if memory is None or memory.nbytes != nbytes:
-            memory = buffer.wrapped = self._engine.array(buffer.view[:nbytes])
+        wraps = buffer.wrapped
         try:
+            memory = None if wraps is None else wraps.get(nbytes)
+            if memory is None:
+                memory = self._wrap(buffer, nbytes)
             request = self._endpoint.tag_send(memory, self._send_tag)
             if not request.completed:
                 self._engine.watch(request, lambda done: self._sent(done, buffer), buffer)
@@ -112,12 +117,11 @@ class UcxWire:
             self._lose(ProtocolViolation(self.address, problem))
             return False
         buffer = self.pool.take(nbytes)
-        memory = buffer.wrapped
-        if memory is None or memory.nbytes < nbytes:
-            memory = buffer.wrapped = self._engine.array(buffer.view)
+        wraps, endpoint = buffer.wrapped, self._endpoint
         # A receive on an endpoint that has failed would be cancelled at once, though the message is here.
-        receiver = self._endpoint if self._endpoint.alive else self._engine.worker
+        receiver = endpoint if endpoint.alive else self._engine.worker
         try:
+            memory = self._wrap(buffer, len(buffer.view)) if wraps is None else wraps[_WHOLE]
             request = receiver.tag_recv_with_handle(memory, probe)
         except Exception as error:
             self._lose(LinkBroken(self.address, f"cannot receive: {self._reason(error)}"))
@@ -141,6 +145,18 @@ class UcxWire:
         self._lose(LinkBroken(self.address, f"UCX failed in this process: {problem}"))
 
     # -- within ---------------------------------------------------------------------------------------------------
+
+    def _wrap(self, buffer: Buffer, nbytes: int) -> Any:
+        """Return the first ``nbytes`` of ``buffer`` as UCX takes memory, and keep that with the memory."""
+        wraps = buffer.wrapped
+        if wraps is None:
+            wraps = buffer.wrapped = {_WHOLE: self._engine.array(buffer.view)}
+        elif len(wraps) >= _MAX_WRAPS:
+            wraps = buffer.wrapped = {_WHOLE: wraps[_WHOLE]}
+        if nbytes == len(buffer.view):
+            return wraps[_WHOLE]
+        wrap = wraps[nbytes] = self._engine.array(buffer.view[:nbytes])
+        return wrap
 
     def _deliver(self, _: object = None) -> None:
         while self._inbox and self._handler is not None and self._inbox[0][0].completed:
