@@ -40,6 +40,8 @@ STACKS = (
     "wire-shm",
 )
 SECRET = b"benchmark"
+#: In Python 3.11, ``Kind.DISPATCH`` is a Python call.
+_DISPATCH, _COMBINE = Kind.DISPATCH, Kind.COMBINE
 Samples = dict[str, list[float]]
 
 
@@ -75,7 +77,7 @@ class LinkEnd:
 
     def on_frame(self, link: Link, frame: InFrame) -> None:
         if self._echo:
-            link.post(self.frame(link, len(frame.payload)), kind=Kind.COMBINE)
+            link.post(self.frame(link, len(frame.payload)), kind=_COMBINE)
         elif self.arrived is not None:
             self.arrived.set_result(None)
         frame.release()
@@ -103,7 +105,7 @@ class LinkClient:
             start = time.perf_counter()
             frame = end.frame(link, size)
             end.arrived = loop.create_future()
-            link.post(frame, kind=Kind.DISPATCH)
+            link.post(frame, kind=_DISPATCH)
             await end.arrived
             samples.append(time.perf_counter() - start)
         return samples
