@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus.core.exchange_routes import MODES, Destination, destinations, leader
+from janus.core.exchange_routes import GATHERED_MOST_BYTES, MODES, Destination, destinations, gathers, leader
 from janus.core.placement import Placement, static_placement
 
 
@@ -55,3 +55,13 @@ def test_members_take_turns_as_evenly_as_layers_allow(members: int, layers: int)
     turns = [leader(names, layer) for layer in range(layers)]
     counts = [turns.count(name) for name in names]
     assert max(counts) - min(counts) <= 1
+
+
+@given(members=st.integers(1, 8), nbytes=st.integers(1, 2 << 20))
+def test_only_several_gather_and_more_members_gather_no_less(members: int, nbytes: int) -> None:
+    for mode in MODES[1:]:
+        gathered = gathers(mode, members=members, batch_bytes=nbytes)
+        assert not gathered or (members > 1 and nbytes <= GATHERED_MOST_BYTES)
+        assert gathered <= gathers(mode, members=members + 1, batch_bytes=nbytes)
+        assert gathered <= gathers(mode, members=members, batch_bytes=nbytes // 2)
+    assert not gathers("direct", members=members, batch_bytes=nbytes)

@@ -21,13 +21,18 @@ from janus.core.placement import EMPTY, Placement
 Mode: TypeAlias = Literal["direct", "aggregated", "two-phase"]
 MODES: tuple[Mode, ...] = ("direct", "aggregated", "two-phase")
 
-#: Batches of more bytes of activations are not gathered.
+#: Batches of more bytes of activations are not gathered, however many members there are.
 GATHERED_MOST_BYTES = 512 << 10
+#: Nor those of more than this times the members squared: each member more is a frame less per destination, and one
+#: less for each sibling there to be forwarded and answered.
+_GATHERED_BYTES = 32 << 10
 
 
-def gathers(mode: Mode, *, members: int, batch_bytes: int) -> bool:
+def gathers(mode: Mode, *, members: int, batch_bytes: float) -> bool:
     """Return whether a batch of ``batch_bytes`` is handed to the leader of its node, ``members`` strong."""
-    return mode != "direct" and (members > 1) & (batch_bytes <= GATHERED_MOST_BYTES)
+    if mode == "direct":
+        return False
+    return (members > 1) & (batch_bytes <= GATHERED_MOST_BYTES) & (batch_bytes <= members * members * _GATHERED_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.core.exchange_routes import GATHERED_MOST_BYTES
+from janus.core.exchange_routes import gathers
 from janus.core.planning.hardware import HardwareProfile
+from janus.core.planning.layer_times import dispatch_shape
 from janus.core.planning.performance import Deployment, Load, step_time
 from janus.core.planning.sizes import ModelSizes
 from janus.errors import ConfigError
@@ -42,9 +43,10 @@ def time_of(model: ModelSizes, profile: HardwareProfile, where: Deployment, load
     return step_time(model, profile, where, load, a_max=a_max)
 
 
-def gathers(model: ModelSizes, where: Deployment, load: Load) -> bool:
+def gathered(model: ModelSizes, profile: HardwareProfile, where: Deployment, load: Load) -> bool:
     """Whether a batch is small enough for its node to gather it: below, other ways are open."""
-    return load.rows / where.micro_batches / where.attention * model.row_bytes <= GATHERED_MOST_BYTES
+    shape = dispatch_shape(model, profile, where, load)
+    return gathers("two-phase", members=shape.members, batch_bytes=shape.batch_bytes / where.micro_batches)
 
 
 @MANY
@@ -76,7 +78,7 @@ def test_more_to_do_takes_no_less_time(data: st.DataObject, model: ModelSizes, s
     first, second = time_of(model, profile, where, less), time_of(model, profile, where, more)
     for name in ("attention_s", "experts_s", "other_s"):
         assert getattr(second, name) >= getattr(first, name) * (1 - 1e-12)
-    if gathers(model, where, less) == gathers(model, where, more):
+    if gathered(model, profile, where, less) == gathered(model, profile, where, more):
         assert second.total_s >= first.total_s * (1 - 1e-12)
     assert time_of(model, profile, where, less, extra=1.0).total_s >= first.total_s * (1 - 1e-12)
 
