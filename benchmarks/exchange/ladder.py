@@ -2,8 +2,8 @@
 
 The paper's figure 12: gate with the experts or with attention, one phase or two, token-balanced scheduling or AEBS. A
 cluster of 4 attention and 4 expert instances on 2 + 2 nodes of the testbed, with the bundled model, is started for each
-step, in turn, several times over, and measured once every stream has had some tokens. Adds ``fig12`` and ``ladder`` to benchmarks/results/exchange.json, and a table to
-docs/exchange.md.
+step, in turn, several times over, and measured once every stream has had some tokens. Adds ``fig12`` and ``ladder`` to
+benchmarks/results/exchange.json, and a table to docs/exchange.md.
 """
 
 from __future__ import annotations
