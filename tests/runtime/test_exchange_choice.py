@@ -1,4 +1,4 @@
-"""The choice between the ways where it is made: the first member of each node tries them, the others do as it does."""
+"""The choice between the ways where it is made: the first attention instance tries them, the others do as it does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def nodes(engine: MakeEngine) -> AsyncIterator[Nodes]:
         yield await start_nodes(stack, engine, attention=ATTENTION, table=table, exchange="auto")
 
 
-async def test_the_first_member_of_each_node_tries_the_ways_and_the_others_follow(
+async def test_the_first_instance_tries_the_ways_and_the_others_follow_on_every_node(
     nodes: Nodes, config: ModelConfig
 ) -> None:
     given: dict[str, tuple[torch.Tensor, ...]] = {
@@ -42,14 +42,14 @@ async def test_the_first_member_of_each_node_tries_the_ways_and_the_others_follo
     async with asyncio.timeout(LIMIT_S):
         # What the first one says once is heard, and from then on.
         await steps(10)
-        assert [nodes.attention[name].choice.leads for name in ATTENTION] == [True, False, True, False]
-        leaders = [nodes.attention[name] for name in ("attention-0", "attention-2")]
+        assert [nodes.attention[name].choice.leads for name in ATTENTION] == [True, False, False, False]
+        leader = nodes.attention["attention-0"]
         nbytes = given["attention-0"][0].nbytes
         for _ in range(100):
-            if all(leader.choice.settled(nbytes) for leader in leaders):
+            if leader.choice.settled(nbytes):
                 break
             await steps(10)
-        assert all(leader.choice.settled(nbytes) for leader in leaders)
+        assert leader.choice.settled(nbytes)
     for name, exchange in nodes.attention.items():
         times = exchange.times
         ways = {way: asdict(times)[way.replace("-", "_")] for way in MODES}
@@ -59,9 +59,25 @@ async def test_the_first_member_of_each_node_tries_the_ways_and_the_others_follo
         assert followed == times.dispatches * (LAYERS - 1) // LAYERS
         assert times.two_phase_cadence_ns > 0
         assert (times.trials > 0) == exchange.choice.leads
-    # Everybody is one layer late at most, and says it in another turn of the loop: hardly a dispatch differs.
-    first, other = (nodes.attention[name] for name in ("attention-0", "attention-1"))
-    differs = sum(
-        abs(asdict(first.times)[way] - asdict(other.times)[way]) for way in ("direct", "aggregated", "two_phase")
-    )
-    assert differs <= 0.1 * first.times.dispatches
+    # Everybody is a layer or two late, and hears it in another turn of the loop: hardly a dispatch differs.
+    first = asdict(nodes.attention["attention-0"].times)
+    for name in ("attention-1", "attention-2", "attention-3"):
+        other = asdict(nodes.attention[name].times)
+        differs = sum(abs(first[way] - other[way]) for way in ("direct", "aggregated", "two_phase"))
+        assert differs <= 0.15 * first["dispatches"], name
+
+
+async def test_links_to_who_passes_choices_on_may_be_lost(nodes: Nodes, config: ModelConfig) -> None:
+    given: dict[str, tuple[torch.Tensor, ...]] = {
+        name: batch(2, config.hidden_size, seed=index) for index, name in enumerate(ATTENTION)
+    }
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(2):
+            for layer in [*range(LAYERS)] * 3:
+                await nodes.run(layer, given)
+            assert [nodes.attention[name].choice.leads for name in ATTENTION] == [True, False, False, False]
+            for exchange in nodes.attention.values():
+                exchange.links["expert-0"].abort("cut")
+                exchange.choice.members_changed()  # what was heard before is forgotten
+            assert all(exchange.choice.leads for exchange in nodes.attention.values())
+            await nodes.link_all()

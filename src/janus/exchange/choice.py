@@ -1,4 +1,4 @@
-"""Which way a dispatch goes, as an attention instance decides it: by order, as the node's first member says, or by
+"""Which way a dispatch goes, as an attention instance decides it: by order, as the first one of all says, or by
 the cost model and by how fast layers follow each other.
 """
 
@@ -18,7 +18,7 @@ from janus.messages.control import ExchangeWay
 ASSUMED_INTER = LinkCost(message_s=40e-6, latency_s=30e-6, byte_s=0.5e-9)
 ASSUMED_INTRA = LinkCost(message_s=15e-6, latency_s=15e-6, byte_s=0.1e-9)
 
-#: The first member of a node says what it has chosen on every change, and again after so many dispatches; the others
+#: The first attention instance says what it has chosen on every change, and again after so many dispatches; the others
 #: do as it does until they have not heard for this many of their own. Then the next one decides.
 _SAY_AGAIN_AFTER = 256
 _FORGET_AFTER = 1024
@@ -51,11 +51,11 @@ class ModeChoice:
         self._chooser = ModeChooser()
         #: By bytes of a batch: what each way is predicted to take.
         self._predicted: dict[int, dict[Mode, float]] = {}
-        #: What the first member says, by size; who that is, and dispatches since it was heard.
+        #: What the first instance says, by size; who that is, and dispatches since it was heard.
         self._told: dict[int, Mode] = {}
         self._teller = ""
         self._silence = _FORGET_AFTER
-        #: What this instance last said as the first member, by size, and dispatches since it said anything.
+        #: What this instance last said as the first one, by size, and dispatches since it said anything.
         self._said: dict[int, Mode] = {}
         self._unsaid = 0
 
@@ -137,7 +137,7 @@ class ModeChoice:
         self.intra = intra or self.intra
         self._predicted.clear()
 
-    # -- one member decides for all ------------------------------------------------------------------------------
+    # -- one decides for all -------------------------------------------------------------------------------------
 
     @property
     def leads(self) -> bool:
@@ -145,7 +145,7 @@ class ModeChoice:
         return self._silence >= _FORGET_AFTER
 
     def _as_told(self, size: int, ways: Mapping[Mode, float]) -> Mode | None:
-        """Return what the node's first member goes by: to gather rows pays when all members do.
+        """Return what the first instance goes by: to gather rows, and to relay them, pays when all do.
 
         A batch of a size that it does not have goes as its nearest does: it may wait in the same bundles.
         """
@@ -160,7 +160,7 @@ class ModeChoice:
         return "direct" if told == "aggregated" else None
 
     def news(self, decision: Decision) -> ExchangeWay | None:
-        """Return what this instance has to say to the other members about its ``decision``, if anything."""
+        """Return what this instance has to say to the others about its ``decision``, if anything."""
         if not decision.predicted_s or self._silence < _FORGET_AFTER:
             return None
         self._unsaid += 1
@@ -171,7 +171,7 @@ class ModeChoice:
         return ExchangeWay(size=decision.size, way=decision.mode)
 
     def told(self, message: ExchangeWay, *, by: str) -> None:
-        """Do as ``by`` does, a member before this one: the first of those that say anything counts."""
+        """Do as ``by`` does, an instance before this one: the first of those that say anything counts."""
         if self._silence < _FORGET_AFTER and self._teller < by:
             return
         if by != self._teller:

@@ -48,6 +48,8 @@ class Reach:
         #: Number of this node among the attention nodes, and of attention instances.
         self._source = 0
         self._sources = 1
+        #: Whether some are on other nodes.
+        self._elsewhere = False
         #: Attention instances of this node that are linked, this one included, in the order that all of them know.
         self._members: tuple[str, ...] = (own,)
         #: By the identity of what is left of a placement, which the plan holds.
@@ -82,6 +84,7 @@ class Reach:
         names = sorted(set(nodes.values()))
         self._source = names.index(nodes[self.own]) if self.own in nodes else 0
         self._sources = max(1, len(nodes))
+        self._elsewhere = len(names) > 1
 
     def links_changed(self) -> None:
         """A link came up or went away: routes are planned anew, whoever waits for readiness looks again."""

@@ -39,6 +39,11 @@ SCHEDULER_SHIFT = 8
 _DIRECT = Decision("direct")
 
 
+def _post(link: Link, news: ExchangeWay) -> None:
+    with contextlib.suppress(LinkError):  # whoever does not hear it decides alone
+        link.post_message(news)
+
+
 class RemoteExchange(Posting):
     """Also the handler of its links, to expert instances and to the other attention instances of the node.
 
@@ -91,6 +96,8 @@ class RemoteExchange(Posting):
         self._flags = self._gate_flags if experts_gate else 0
         self._cadence: Cadence[Decision] = Cadence()
         self._activated: dict[str, list[int]] = {}
+        #: The expert instance that passes this node's choices on to other attention nodes, and theirs to this one.
+        self._speaker: Link | None = None
 
     # -- what the exchange plans with ----------------------------------------------------------------------------
 
@@ -228,19 +235,41 @@ class RemoteExchange(Posting):
         else:
             batch_bytes = rows * asked.x_TH.shape[1] * self._dtype.itemsize
             decision = choice.decide(batch_bytes, lambda: self._shape(placement, routed, asked.x_TH))
-            if len(self._members) > 1:
+            if decision.predicted_s and (self._elsewhere or len(self._members) > 1):
                 self._say(decision)
         cadence.begun(stream, layer=layer, rows=rows, now_s=now_s, mark=decision)
         return decision
 
     def _say(self, decision: Decision) -> None:
-        """Tell the other members what this one has chosen, when it is the first and that is news."""
+        """Tell the other attention instances what this one has chosen, when it is the first and that is news."""
+        if self._elsewhere and self._own_is_first():
+            speaker = self._speaker
+            if speaker is None or speaker.closed:
+                # All nodes find the same one, as long as they see the same links.
+                names = () if self._placement is None else self._placement.instances
+                speaker = self._speaker = next((self.links[name] for name in names if self._linked(name)), None)
+                if speaker is not None:  # it passes on what it hears to those that it has heard of
+                    _post(speaker, ExchangeWay(size=decision.size, way=decision.mode))
         news = self.choice.news(decision)
         if news is None:
             return
         for link in self.siblings.values():
-            with contextlib.suppress(LinkError):  # whoever does not hear it decides alone
-                link.post_message(news)
+            _post(link, news)
+        if self._elsewhere and self._speaker is not None:
+            _post(self._speaker, news)
+
+    def _own_is_first(self) -> bool:
+        return self._members[0] == self.own
+
+    def _take_way(self, link: Link, message: ExchangeWay) -> None:
+        """Do as an instance before this one does, and let the siblings know what came from another node."""
+        by = message.by or link.peer.instance
+        if by >= self.own:  # in the order of ``_members``
+            return
+        self.choice.told(message, by=by)
+        if link.peer.role == "expert":
+            for sibling in self.siblings.values():
+                _post(sibling, ExchangeWay(size=message.size, way=message.way, by=by))
 
     def _count(self, assignment: Assignment, placement: Placement, layer: int) -> None:
         load, times = assignment.load.tolist(), self._times
@@ -316,8 +345,7 @@ class RemoteExchange(Posting):
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
         """Take a rejection in, or what the node's first member has chosen."""
         if isinstance(message, ExchangeWay):
-            if link.peer.instance < self.own:  # in the order of ``_members``
-                self.choice.told(message, by=link.peer.instance)
+            self._take_way(link, message)
             return
         if not isinstance(message, DispatchRejected):
             log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)

@@ -12,7 +12,7 @@ import msgspec
 from janus.messages.control import Message
 
 #: Raised by one with every incompatible change of a message or of the frame header; compared in the handshake.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 #: The largest control message accepted, in bytes. A placement of 60 layers x 512 slots is about 100 KB.
 MAX_MESSAGE_BYTES = 16 << 20

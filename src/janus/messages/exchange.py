@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -21,11 +21,16 @@ class DispatchRejected(TaggedMessage, frozen=True, tag="dispatch_rejected"):
 
 
 class ExchangeWay(TaggedMessage, frozen=True, tag="exchange_way"):
-    """First attention instance of a node -> the others: how to exchange dispatches of this size from now on."""
+    """First attention instance -> the others: how to exchange dispatches of this size from now on.
+
+    To its siblings directly; to those on other nodes, which it is not linked to, through an expert instance.
+    """
 
     #: Size class: ``janus.core.exchange_chooser.ModeChooser.size``.
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0, le=64)]
     way: Literal["direct", "aggregated", "two-phase"]
+    #: Whose choice it is; empty = that of whoever sends this.
+    by: str = ""
 
 
 class FetchReplica(TaggedMessage, frozen=True, tag="fetch_replica"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 import structlog
 import torch
@@ -19,6 +20,7 @@ from janus.messages import Message
 from janus.messages.control import (
     ClusterView,
     DispatchRejected,
+    ExchangeWay,
     FetchReplica,
     PlacementLoaded,
     PlacementTable,
@@ -48,6 +50,14 @@ _COMBINE, _DISPATCH, _REPLICA = Kind.COMBINE, Kind.DISPATCH, Kind.REPLICA
 _MAX_WAITING = 4096
 _MAX_ROWS_TOGETHER = 16384
 _VIEWS_KEPT = 4
+
+
+@dataclass(slots=True)
+class _Chooser:
+    """An attention instance that says which way it goes, and the last that it said of each size."""
+
+    link: Link
+    said: dict[int, ExchangeWay] = field(default_factory=dict)
 
 
 class ExpertEngine:
@@ -105,6 +115,8 @@ class ExpertEngine:
         )
         self._gate = None if gates is None else ExpertGate(gates, config, dtype, self._replicas, instance)
         self._views: dict[int, NodeView] = {}
+        #: Attention instances that have said which way they go, by name.
+        self._choosers: dict[str, _Chooser] = {}
         self._oldest_epoch = 0
         self._scheduled = False
         self._idle = asyncio.Event()
@@ -234,13 +246,34 @@ class ExpertEngine:
             self._offers.ask(link, request_id, message)
         elif isinstance(message, ReplicaRefused) and fetcher is not None:
             fetcher.refused(link, request_id, message)
+        elif isinstance(message, ExchangeWay) and link.peer.role == "attention":
+            self._pass_on(link, message)
         else:
             log.warning("unexpected_message", peer=link.peer.instance, message=type(message).__name__)
+
+    def _pass_on(self, link: Link, message: ExchangeWay) -> None:
+        """Tell the attention nodes heard of here what one of them has chosen; they are not linked to each other."""
+        name = link.peer.instance
+        news = ExchangeWay(size=message.size, way=message.way, by=name)
+        with contextlib.suppress(LinkError):  # it will say something again
+            known = self._choosers.get(name)
+            if known is None or known.link is not link:
+                known = self._choosers[name] = _Chooser(link)
+                for other in self._choosers.values():
+                    for way in other.said.values():
+                        link.post_message(way)
+            known.said[news.size] = news
+        for other in self._choosers.values():
+            if other.link is not link:
+                with contextlib.suppress(LinkError):  # it hears the next one
+                    other.link.post_message(news)
 
     def on_closed(self, link: Link, error: LinkError) -> None:
         """Answers to a peer that is gone are dropped when their turn comes; a sibling's share is given up now."""
         log.info("peer_gone", peer=link.peer.instance, problem=str(error))
         name = link.peer.instance
+        if (chooser := self._choosers.get(name)) is not None and chooser.link is link:
+            del self._choosers[name]
         if self._sources.fetcher is not None:
             self._sources.fetcher.lost(link, error)
         if link.peer.role == "expert" and self.relay.siblings.get(name, link) is link:
