@@ -343,7 +343,7 @@ class RemoteExchange(Posting):
             frame.release()
 
     def on_message(self, link: Link, request_id: int, message: Message) -> None:
-        """Take a rejection in, or what the node's first member has chosen."""
+        """Take a rejection in, or what the first attention instance has chosen."""
         if isinstance(message, ExchangeWay):
             self._take_way(link, message)
             return
