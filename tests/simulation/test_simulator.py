@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from statistics import fmean
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,15 @@ def test_littles_law_holds_in_a_long_run() -> None:
     ],
 )
 def test_faster_hardware_is_never_slower(change: dict[str, float]) -> None:
-    workload = poisson(60, 10, lengths=SHORT, seed=1)
     device = replace(DEVICE, **{name: getattr(DEVICE, name) * factor for name, factor in change.items()})
-    slow = run(cluster(2), workload)
-    fast = run(cluster(2, profile=replace(PROFILE, devices={"fast": device})), workload)
-    # Of single requests one may be unlucky: it arrives when another step has just begun.
-    assert fast.tpot_s.mean <= 1.001 * slow.tpot_s.mean
-    assert fast.in_flight <= 1.001 * slow.in_flight
+    faster = replace(PROFILE, devices={"fast": device})
+    workloads = [poisson(60, 10, lengths=SHORT, seed=seed) for seed in (1, 2, 3)]
+    slow = [run(cluster(2), workload) for workload in workloads]
+    fast = [run(cluster(2, profile=faster), workload) for workload in workloads]
+    # Which requests share a step is another matter of chance then, worth some tenths of a percent where the change is
+    # worth next to nothing.
+    assert fmean(each.tpot_s.mean for each in fast) <= 1.005 * fmean(each.tpot_s.mean for each in slow)
+    assert fmean(each.in_flight for each in fast) <= 1.005 * fmean(each.in_flight for each in slow)
 
 
 def test_more_load_is_never_quicker() -> None:
