@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from statistics import fmean
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
