@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from janus.core.placement import EMPTY, Placement
@@ -29,7 +29,9 @@ def placements(draw: st.DrawFn) -> Placement:
         layer = [draw(HELD) for _ in NAMES]
         for expert in range(EXPERTS):
             if not any(expert in held for held in layer):
-                next(held for held in layer if len(held) < SLOTS).append(expert)
+                free = [held for held in layer if len(held) < SLOTS]
+                assume(free)  # the others may fill every slot
+                free[0].append(expert)
         layers.append(tuple((*held, *[EMPTY] * (SLOTS - len(held))) for held in layer))
     return Placement(epoch=1, num_experts=EXPERTS, instances=NAMES, slots=tuple(layers), nodes=NODES)
 
