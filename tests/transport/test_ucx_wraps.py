@@ -19,12 +19,15 @@ async def trips(sizes: list[int]) -> tuple[int, int]:
         made += 1
         return wrap(memory)
 
+    async def heard(count: int) -> None:
+        await client.until(lambda: len(client.payloads) == count)
+
     engine.array = counted
     try:
         async with linked("ucx", client, Echo()) as (link, server):
             for number, size in enumerate(sizes, 1):
                 post(link, bytes([number % 256]) * size)
-                await client.until(lambda number=number: len(client.payloads) == number)  # type: ignore[misc]
+                await heard(number)
             for end in (link, server):
                 for free in end._wire.pool._free.values():
                     kept = max(kept, *(len(memory[3] or ()) for memory in free))
